@@ -1,0 +1,1037 @@
+"""Train a CTR model with multi-layer embeddings (MLET), collapse it, export it to ONNX and prove the file.
+
+    bash scripts/demo.sh                                    # built-in data, single layer against MLET
+
+    python dlrm_mlet.py --data-generation=dataset --data-set=kaggle --raw-data-file=train.txt \\
+        --arch-sparse-feature-size=16 --arch-mlp-bot=13-512-256-64-16 --arch-mlp-top=512-256-1 \\
+        --loss-function=bce --round-targets=True --learning-rate=0.1 --mini-batch-size=128 --print-freq=1024 \\
+        --mlet-inner-dim=64 --save-onnx=model.onnx --metrics-file=run.jsonl
+
+    python dlrm_mlet.py --predict=test.txt --load-onnx=model.onnx --predictions=scores.txt
+
+Flags that Meta's `dlrm_s_pytorch.py` has keep their names, defaults and behaviour; `--help` lists all. The file reads
+from top to bottom: flags, data, model, training, evaluation, inference model and export, scoring, main.
+
+Legend: B batch, M dense features, T tables, n rows of a table, d embedding dimension, K MLET inner dimension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import data_utils
+import mlet
+from mlet import checkpoint, export, quantize
+from mlet.collapse import collapse, full_config, inference_tensors, save_collapsed
+from mlet.files import atomic_file, check_writable, recover_directory
+from mlet.initialize import set_unknown_rows
+from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
+from mlet.models import build_model, model_names
+from mlet.models.dlrm import INTERACTIONS
+from mlet.table_spec import QR_OPERATIONS, plan_tables
+from mlet.tables import EmbeddingTables
+from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
+from optim import build_optimizer, optimizer_names
+from optim.schedule import warmup_decay
+from sources import Batch, SourceOptions, open_source, source_names
+from sources.random import RandomData
+
+# ------------------------------------------------------------------------------------------------------- 1. flags
+
+DROPPED_FLAGS = {
+    "--dataset-multiprocessing": "the raw file is read in one streaming pass that uses all cores; leave it out",
+    "--local_rank": "this driver is one process; for several GPUs build the model on TorchRec",
+    "--dist-backend": "this driver is one process; for several GPUs build the model on TorchRec",
+    "--sync-dense-params": "one process on one device has nothing to synchronise; leave it out",
+    "--plot-compute-graph": "export with --save-onnx and open the file in a graph viewer such as Netron",
+    "--mlperf-bin-loader": "the prepared store is binary and memory-mapped already; leave it out",
+    "--mlperf-bin-shuffle": "training rows are shuffled singly: use --data-randomize=total",
+    "--data-trace-file": "the reference's driver never reads it; use --data-set=criteo-synthetic for realistic ids",
+    "--data-trace-enable-padding": "see --data-trace-file",
+}
+
+# flags that may differ between a run and the run that resumes it: they do not change what is learned
+FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precision test_freq test_mini_batch_size
+    num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
+    resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
+    raw_data_file memory_map use_gpu""".split()
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a bad value is one line and exit code 2, without the usage text of a hundred flags."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+class Dropped(argparse.Action):
+    """A flag of the reference that has no meaning here: refused with what to use instead."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _n: object, _v: object, option_string: str = "") -> None:
+        parser.error(f"{option_string} is not supported: {DROPPED_FLAGS[option_string]}")
+
+
+def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = OneLineParser(
+        description="Train DLRM with multi-layer embeddings, collapse and export it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for add_group in (add_model_flags, add_mlet_flags, add_data_flags, add_training_flags, add_run_flags, add_io_flags):
+        add_group(parser)
+    for flag in DROPPED_FLAGS:
+        parser.add_argument(flag, nargs="?", action=Dropped, help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
+    try:
+        check_flags(flags)
+    except ValueError as error:
+        parser.error(str(error))
+    return flags
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model (as in the DLRM reference)").add_argument
+    add("--arch-model", choices=model_names(), default="dlrm", help="which CTR model")
+    add("--arch-sparse-feature-size", type=at_least(1), default=2, help="embedding dimension d, after collapse")
+    add("--arch-embedding-size", type=dashed_ints, default="4-3-2", help="rows per table, random data only")
+    add("--arch-mlp-bot", type=dashed_ints, default="4-3-2", help="bottom MLP widths; a data set replaces the first")
+    add("--arch-mlp-top", type=dashed_ints, default="4-2-1", help="top MLP widths without the input width")
+    add("--arch-interaction-op", choices=INTERACTIONS, default="dot", help="interaction of the vectors")
+    add("--arch-interaction-itself", **boolean(), help="dot products of each vector with itself, too")
+    add("--weighted-pooling", choices=("fixed", "learned"), default=None, help="pooling weight per row: 1, or learned")
+    add("--activation-function", choices=("relu",), default="relu", help="activation of the MLPs")
+    add("--loss-function", choices=("mse", "bce", "wbce"), default="mse", help="loss; wbce weighs the classes")
+    add("--loss-weights", type=dashed_floats, default="1.0-1.0", help="wbce: weights of class 0 and class 1")
+    add("--loss-threshold", type=number(0, 1), default=0.0, help="t > 0 clamps the probability to [t, 1-t]")
+    add("--round-targets", **boolean(), help="random data: labels rounded to 0 or 1")
+    add("--qr-flag", **boolean(), help="quotient-remainder tables (arXiv 1909.02107)")
+    add("--qr-threshold", type=at_least(0), default=200, help="for tables of more rows than this")
+    add("--qr-operation", choices=QR_OPERATIONS, default="mult", help="how quotient and remainder combine")
+    add("--qr-collisions", type=at_least(1), default=4, help="rows of the remainder part")
+    add("--md-flag", **boolean(), help="mixed-dimension tables (arXiv 1909.11810)")
+    add("--md-threshold", type=at_least(0), default=200, help="for tables of more rows than this")
+    add("--md-temperature", type=number(0), default=0.3, help="alpha of the power rule")
+    add("--md-round-dims", **boolean(), help="round the dimensions to powers of two")
+
+
+def add_mlet_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("multi-layer embeddings (arXiv 2006.05623, 2309.15881)").add_argument
+    add("--mlet-inner-dim", type=at_least(0), default=0, metavar="K", help="train tables as W1[n,K] W2[K,d]; 0: off")
+    add("--mlet-init", default="normal", help="initial W2: normal (std 0.25), normal-<std>, scaled, xavier, orthogonal")
+    add("--mlet-min-rows", type=at_least(0), default=0, metavar="N", help="smaller tables stay single-layer")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("data").add_argument
+    add("--data-generation", choices=("random", "dataset"), default="random", help="random batches, or a data set")
+    add("--data-set", choices=source_names(), default="kaggle", help="format of the raw data")
+    add("--raw-data-file", default="", metavar="PATH", help="raw data (criteo-synthetic needs none)")
+    add("--processed-data-file", default="", metavar="DIR", help="prepared store; default: .dlrm_store/<key>")
+    add("--data-randomize", choices=("total", "day", "none"), default="total", help="shuffle the training rows")
+    add("--max-ind-range", type=int, default=-1, help="raw ids modulo this; -1: off")
+    add("--data-sub-sample-rate", type=number(0, 1), default=0.0, help="share of negatives dropped while preparing")
+    add("--memory-map", **boolean(), help="always on here: the store is memory-mapped; results do not depend on it")
+    add("--num-workers", type=at_least(0), default=0, help="> 0: read training batches in a background thread")
+    add("--test-num-workers", type=at_least(-1), default=-1, help="the same for evaluation; -1: as --num-workers")
+    add("--synthetic-rows", type=at_least(14), default=400_000, help="criteo-synthetic: rows to generate")
+    add("--synthetic-seed", type=at_least(0), default=0, help="criteo-synthetic: seed of the data")
+    add = parser.add_argument_group("random data").add_argument
+    add("--data-size", type=at_least(1), default=1, help="samples")
+    add("--num-batches", type=at_least(0), default=0, help="training batches an epoch; 0: all")
+    add("--num-indices-per-lookup", type=at_least(1), default=10, help="most ids a bag")
+    add("--num-indices-per-lookup-fixed", **boolean(), help="exactly that many, less duplicates")
+    add("--rand-data-dist", choices=("uniform", "gaussian"), default="uniform", help="distribution of the ids")
+    add("--rand-data-min", type=number(), default=0.0, help="gaussian: smallest id")
+    add("--rand-data-max", type=number(), default=1.0, help="gaussian: largest id")
+    add("--rand-data-mu", type=number(), default=-1.0, help="gaussian: mean; -1: middle of min and max")
+    add("--rand-data-sigma", type=number(0), default=1.0, help="gaussian: standard deviation")
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("training").add_argument
+    add("--mini-batch-size", type=at_least(1), default=1, help="samples a batch")
+    add("--nepochs", type=at_least(0), default=1, help="passes over the training rows")
+    add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
+    add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
+    add("--lr-num-warmup-steps", type=at_least(0), default=0, help="linear warm-up, in optimizer steps")
+    add("--lr-decay-start-step", type=at_least(0), default=0, help="first step of the quadratic decay")
+    add("--lr-num-decay-steps", type=at_least(0), default=0, help="steps of the quadratic decay; 0: none")
+    add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
+    add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
+    add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
+    add("--inference-only", **boolean(), help="evaluate (and export) without training")
+    add("--quantize-mlp-with-bit", type=int, choices=quantize.MLP_BITS, default=32, help="inference: MLPs")
+    add("--quantize-emb-with-bit", type=int, choices=quantize.TABLE_BITS, default=32, help="inference: tables")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("progress, evaluation, profiling").add_argument
+    add("--print-freq", type=at_least(1), default=1, help="batches between two progress lines")
+    add("--test-freq", type=int, default=-1, help="batches between two evaluations; a data set also has one an epoch")
+    add("--test-mini-batch-size", type=int, default=-1, help="samples an evaluation batch; -1: --mini-batch-size")
+    add("--print-time", **boolean(), help="milliseconds a batch in the progress lines (else -1)")
+    add("--print-wall-time", **boolean(), help="time of day in the progress lines")
+    add("--print-precision", type=at_least(0), default=5, help="digits of printed tensors")
+    add("--debug-mode", **boolean(), help="print model, data and weights; show tracebacks of errors")
+    add("--enable-profiling", **boolean(), help="write torch.profiler tables and a trace of the first 1000 batches")
+    add("--tensor-board-filename", default=None, metavar="DIR", help="write TensorBoard events there")
+    add("--mlperf-logging", **boolean(), help="also print recall, precision, F1 and average precision at each test")
+    add("--mlperf-acc-threshold", type=number(0, 1), default=0.0, help="stop when the test accuracy exceeds this share")
+    add("--mlperf-auc-threshold", type=number(0, 1), default=0.0, help="stop when the test AUC exceeds this")
+
+
+def add_io_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("checkpoints, export, scoring").add_argument
+    add("--save-model", default="", metavar="DIR", help="save DIR/last and DIR/best (by validation AUC)")
+    add("--load-model", default="", metavar="DIR", help="weights of DIR/best (else DIR/last, or of DIR itself)")
+    add("--resume", default="", metavar="DIR", help="go on where DIR/last stands, and save there")
+    add("--save-collapsed", default="", metavar="FILE", help="inference model as safetensors, vocabulary beside it")
+    add("--save-onnx", nargs="?", const="dlrm_s_pytorch.onnx", default="", metavar="FILE",
+        help="inference model as ONNX, checked in onnxruntime, vocabulary beside it")  # fmt: skip
+    add("--metrics-file", default=None, metavar="FILE", help="JSON lines: train, eval and result events")
+    add("--predict", default="", metavar="RAW", help="score raw rows (labels optional) with --load-onnx; no training")
+    add("--load-onnx", default="", metavar="FILE", help="exported model for --predict; its vocabulary lies beside it")
+    add("--predictions", default="", metavar="FILE", help="--predict writes one probability a line there")
+
+
+def boolean() -> dict:
+    """`--flag`, `--flag=True` and `--flag=False` (the reference's type=bool took every word for true)."""
+    return {"type": parse_boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
+
+
+def parse_boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return values[text.lower()]
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A whole number not below `low`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        return value
+
+    return parse
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """A finite number in [low, high]."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} lies outside {low} to {high}")
+        return value
+
+    return parse
+
+
+def dashed_ints(text: str) -> list[int]:
+    """13-512-16 -> [13, 512, 16], each at least 1."""
+    return [at_least(1)(word) for word in text.split("-")]
+
+
+def dashed_floats(text: str) -> list[float]:
+    return [number(0)(word) for word in text.split("-")]
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Combinations that cannot work, one sentence each."""
+    if len(flags.loss_weights) != 2:
+        raise ValueError(f"--loss-weights needs two numbers, got {len(flags.loss_weights)}")
+    if flags.test_mini_batch_size == 0 or flags.test_mini_batch_size < -1:
+        raise ValueError(f"--test-mini-batch-size={flags.test_mini_batch_size}: give a positive number, or -1")
+    if flags.loss_threshold >= 1:
+        raise ValueError("--loss-threshold=1 would make every probability the same: choose it below 0.5")
+    if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
+        raise ValueError("--weighted-pooling works on plain tables only: leave out --qr-flag and --md-flag")
+    if flags.quantize_emb_with_bit != 32 and (flags.qr_flag or flags.md_flag or flags.use_gpu):
+        raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables on the CPU")
+    if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
+        raise ValueError("--quantize-emb-with-bit and --quantize-mlp-with-bit need --inference-only")
+    if flags.inference_only and (flags.save_onnx or flags.save_collapsed):
+        if (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
+            raise ValueError("--save-onnx and --save-collapsed write fp32 models: leave out the --quantize flags")
+    if flags.resume and flags.load_model:
+        raise ValueError("--resume and --load-model name two starting points: give one")
+    if flags.resume and flags.inference_only:
+        raise ValueError("--resume goes on training: for evaluation use --load-model with --inference-only")
+    if bool(flags.predict) != bool(flags.load_onnx) or bool(flags.predict) != bool(flags.predictions):
+        raise ValueError("scoring needs all of --predict RAW --load-onnx FILE --predictions OUT")
+
+
+# -------------------------------------------------------------------------------------------------------- 2. data
+
+
+@dataclass
+class Data:
+    """What the rest of the driver knows of the data, whatever it is."""
+
+    dense: int  # M
+    tables: dict[str, int]  # name -> n
+    multi_hot: list[bool]
+    train_samples: int
+    splits: tuple[str, ...]
+    train_batches: Callable[[int], Iterator[Batch]]  # from a batch number on
+    eval_batches: Callable[[str], Iterator[Batch]]
+    store: data_utils.Store | None = None
+    train_rows: np.ndarray | range | None = None  # store rows in training order
+    checksum: str | None = None
+
+
+def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
+    """Prepare if needed, open, and draw the training order from the main generator, as the reference does."""
+    if flags.data_generation == "random":
+        return open_random_data(flags)
+    options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, Path(".dlrm_store"))
+    source = open_source(flags.data_set, flags.raw_data_file, options)
+    store_options = data_utils.StoreOptions(
+        flags.data_set, flags.max_ind_range, flags.data_sub_sample_rate, flags.numpy_rand_seed
+    )
+    store = data_utils.Store(data_utils.prepare(source, store_options, flags.processed_data_file))
+    rows = store.training_order(flags.data_randomize, rng)
+    test_batch = flags.test_mini_batch_size if flags.test_mini_batch_size > 0 else flags.mini_batch_size
+    test_workers = flags.num_workers if flags.test_num_workers < 0 else flags.test_num_workers
+    print(f"Data: {store.directory}, {len(store)} rows; {store.split.description}")
+
+    def train_batches(start: int) -> Iterator[Batch]:
+        batches = store.batches(rows, flags.mini_batch_size, start)
+        return data_utils.prefetch(batches) if flags.num_workers else batches
+
+    def eval_batches(split: str) -> Iterator[Batch]:
+        batches = store.batches(store.rows_of(split), test_batch)
+        return data_utils.prefetch(batches) if test_workers else batches
+
+    return Data(
+        dense=len(store.schema["dense"]),
+        tables=store.tables,
+        multi_hot=[False] * len(store.tables),
+        train_samples=len(rows),
+        splits=("val", "test"),
+        train_batches=train_batches,
+        eval_batches=eval_batches,
+        store=store,
+        train_rows=rows,
+        checksum=store.schema["source"]["sha256"],
+    )
+
+
+def open_random_data(flags: argparse.Namespace) -> Data:
+    """Random batches: the same in every epoch, and in evaluation (which has a generator of its own)."""
+    data = RandomData(
+        flags.arch_mlp_bot[0],
+        flags.arch_embedding_size,
+        data_size=flags.data_size,
+        num_batches=flags.num_batches,
+        batch_size=flags.mini_batch_size,
+        lookups=flags.num_indices_per_lookup,
+        lookups_fixed=flags.num_indices_per_lookup_fixed,
+        round_targets=flags.round_targets,
+        distribution=flags.rand_data_dist,
+        low=flags.rand_data_min,
+        high=flags.rand_data_max,
+        mu=flags.rand_data_mu,
+        sigma=flags.rand_data_sigma,
+        seed=flags.numpy_rand_seed,
+    )
+    one_hot = flags.num_indices_per_lookup == 1 and flags.num_indices_per_lookup_fixed
+    one_hot = one_hot and flags.rand_data_dist == "uniform"
+
+    def train_batches(start: int) -> Iterator[Batch]:
+        return data_utils.prefetch(data.batches(start)) if flags.num_workers else data.batches(start)
+
+    return Data(
+        dense=flags.arch_mlp_bot[0],
+        tables={f"T{t}": n for t, n in enumerate(flags.arch_embedding_size)},
+        multi_hot=[not one_hot] * len(flags.arch_embedding_size),
+        train_samples=data.rows,
+        splits=("test",),
+        train_batches=train_batches,
+        eval_batches=lambda _split: data.batches(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- 3. model
+
+
+def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
+    """Build the model and draw its weights."""
+    specs = plan_tables(
+        data.tables,
+        flags.arch_sparse_feature_size,
+        inner_dim=flags.mlet_inner_dim,
+        mlet_min_rows=flags.mlet_min_rows,
+        qr_collisions=flags.qr_collisions if flags.qr_flag else 0,
+        qr_operation=flags.qr_operation,
+        qr_threshold=flags.qr_threshold,
+        md_temperature=flags.md_temperature if flags.md_flag else None,
+        md_threshold=flags.md_threshold,
+        md_round_dims=flags.md_round_dims,
+    )
+    bottom = [data.dense, *flags.arch_mlp_bot[1:]]
+    if bottom[-1] != specs[0].dim:
+        raise ValueError(
+            f"--arch-mlp-bot ends in width {bottom[-1]}, but the tables' vectors are {specs[0].dim} wide "
+            f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
+        )
+    tables = EmbeddingTables(
+        specs,
+        unknown=data.store is not None,
+        padding=data.store is None,
+        weighted=flags.weighted_pooling == "learned",
+    )
+    model = build_model(
+        flags.arch_model,
+        tables,
+        bottom=bottom,
+        top=flags.arch_mlp_top,
+        interaction=flags.arch_interaction_op,
+        itself=flags.arch_interaction_itself,
+        loss_threshold=flags.loss_threshold,
+    )
+    model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init)
+    return model
+
+
+def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Mean loss of probabilities [B, 1] and labels [B, 1]."""
+    if flags.loss_function == "mse":
+        return nn.functional.mse_loss
+    weights = torch.tensor(flags.loss_weights, dtype=torch.float64, device=device)
+
+    def cross_entropy(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        # torch refuses NaN here with an error (on CUDA an assertion that ends the process): it shall be seen as a loss
+        is_nan = probability.isnan()
+        losses = nn.functional.binary_cross_entropy(probability.masked_fill(is_nan, 0.5), label, reduction="none")
+        if flags.loss_function == "wbce":
+            losses = weights[label.long()] * losses
+        return losses.masked_fill(is_nan, math.nan).mean()
+
+    return cross_entropy
+
+
+# ---------------------------------------------------------------------------------------------------- 4. training
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Progress:
+    """Where training stands; saved in checkpoints. Plain counters run from the last progress line."""
+
+    epoch: int = 0
+    iteration: int = 0  # batches of this epoch that are done
+    samples: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    train_samples: int = 0
+    best_test_accuracy: float = 0.0  # percent
+    best_test_auc: float = 0.0
+    best: dict | None = None  # the evaluation with the best validation AUC
+    last_metrics: dict = field(default_factory=dict)  # split -> metrics at the last evaluation
+
+
+class Trainer:
+    """The training loop: steps, progress lines, evaluations, checkpoints."""
+
+    def __init__(
+        self,
+        flags: argparse.Namespace,
+        data: Data,
+        model: nn.Module,
+        device: torch.device,
+        rng: np.random.RandomState,
+    ) -> None:
+        self.flags, self.data, self.model, self.device, self.rng = flags, data, model, device, rng
+        self.loss = make_loss(flags, device)
+        self.optimizer = build_optimizer(flags.optimizer, model.parameters(), flags.learning_rate)
+        self.schedule = warmup_decay(
+            self.optimizer, flags.lr_num_warmup_steps, flags.lr_decay_start_step, flags.lr_num_decay_steps
+        )
+        self.progress = Progress()
+        batches = math.ceil(data.train_samples / flags.mini_batch_size)
+        self.batches_per_epoch = min(flags.num_batches, batches) if flags.num_batches else batches
+        self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
+        self.board = open_board(flags.tensor_board_filename)
+        self.save_to = flags.save_model or flags.resume
+        self.stopped = False
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._bad_iteration = torch.tensor(-1, device=device)
+
+    def fit(self) -> None:
+        """Train to the last epoch, or until a threshold is reached."""
+        done = self.progress.epoch * self.batches_per_epoch + self.progress.iteration
+        total = self.flags.nepochs * self.batches_per_epoch
+        with (
+            profiling(self.flags.enable_profiling) as profiler,
+            tqdm(total=total, initial=done, unit="it", disable=None, file=sys.stderr, mininterval=1.0) as bar,
+        ):
+            while self.progress.epoch < self.flags.nepochs and not self.stopped:
+                self.model.train()
+                self._fit_epoch(bar, profiler)
+
+    def _fit_epoch(self, bar: tqdm, profiler: torch.profiler.profile | None) -> None:
+        progress = self.progress
+        began = time.perf_counter()
+        batches = self.data.train_batches(progress.iteration)
+        with contextlib.closing(batches):
+            for batch in batches:
+                if progress.iteration >= self.batches_per_epoch or self.stopped:
+                    break
+                self._step(batch)
+                progress.iteration += 1
+                bar.update()
+                if profiler:
+                    profiler.step()
+                testing = self._test_is_due()
+                if testing or self._print_is_due():
+                    progress.seconds += time.perf_counter() - began
+                    self._print_progress(bar)
+                    if testing:
+                        self.evaluate_and_save()
+                    began = time.perf_counter()
+        progress.seconds += time.perf_counter() - began
+        if not self.stopped:
+            progress.epoch, progress.iteration = progress.epoch + 1, 0
+
+    def _print_is_due(self) -> bool:
+        done = self.progress.iteration
+        return done % self.flags.print_freq == 0 or done == self.batches_per_epoch
+
+    def _test_is_due(self) -> bool:
+        done, every = self.progress.iteration, self.flags.test_freq
+        if done == self.batches_per_epoch:
+            return every > 0 or self.data.store is not None
+        return every > 0 and done % every == 0
+
+    def _step(self, batch: Batch) -> None:
+        """One batch: forward, backward and, if the accumulation is complete, one update."""
+        flags, progress = self.flags, self.progress
+        batch = to_device(batch, self.device)
+        loss = self.loss(self.model(batch.dense, batch.ids, batch.offsets), batch.labels)
+        self._note_non_finite(loss.detach())
+        samples = len(batch.labels)
+        share = samples / self._samples_of_group(progress.iteration)
+        (loss if share == 1 else loss * share).backward()
+        group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
+        if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
+            self._mask_bad_gradients()
+            self.optimizer.step()
+            self.schedule.step()
+            self.optimizer.zero_grad()
+        self._loss_sum += loss.detach() * samples
+        progress.samples += samples
+        progress.batches += 1
+
+    def _samples_of_group(self, iteration: int) -> int:
+        """Samples of the accumulation group of a batch: n batches weigh as one batch of n times the size would."""
+        size, group = self.flags.mini_batch_size, self.flags.mlperf_grad_accum_iter
+        first = iteration - iteration % group
+        last = min(first + group, self.batches_per_epoch)
+        return min(last * size, self.data.train_samples) - first * size
+
+    def _note_non_finite(self, loss: torch.Tensor) -> None:
+        """Remember the first bad iteration. On the CPU it is read at once, which costs nothing there."""
+        iteration = torch.tensor(self.progress.iteration + 1, device=self.device)
+        is_first = (self._bad_iteration < 0) & ~torch.isfinite(loss)
+        self._bad_iteration = torch.where(is_first, iteration, self._bad_iteration)
+        if self.device.type == "cpu":
+            self._stop_if_non_finite()
+
+    def _mask_bad_gradients(self) -> None:
+        """On CUDA nothing waits for the loss: once one was bad, no update may reach the weights until it is read."""
+        if self.device.type == "cpu":
+            return
+        good = self._bad_iteration < 0
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+                values.copy_(torch.where(good, values, 0))
+
+    def _stop_if_non_finite(self) -> None:
+        bad = int(self._bad_iteration)
+        if bad < 0:
+            return
+        saved = Path(self.save_to, "last") if self.save_to else None
+        kept = f"the last checkpoint is {saved}" if saved and saved.exists() else "no checkpoint was saved"
+        raise NonFiniteLossError(
+            f"the loss is not finite at iteration {bad} of epoch {self.progress.epoch}; {kept}; try a smaller "
+            "--learning-rate"
+        )
+
+    def _print_progress(self, bar: tqdm) -> None:
+        """The reference's progress line, which people's log parsers read, and the train event."""
+        flags, progress = self.flags, self.progress
+        self._stop_if_non_finite()
+        loss = float(self._loss_sum) / progress.samples
+        per_batch = 1000 * progress.seconds / progress.batches if flags.print_time else -1
+        wall_time = time.strftime(" (%H:%M)") if flags.print_wall_time else ""
+        tqdm.write(
+            f"Finished training it {progress.iteration}/{self.batches_per_epoch} of epoch {progress.epoch}, "
+            f"{per_batch:.2f} ms/it, loss {loss:.6f}{wall_time}",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
+        speed = progress.samples / max(progress.seconds, 1e-9)
+        bar.set_postfix_str(f"{speed:.0f} samples/s, loss {loss:.4f}", refresh=False)
+        where = {"epoch": progress.epoch, "iteration": progress.iteration}
+        self.metrics_file.write("train", **where, loss=loss, samples_per_second=speed)
+        self._board("Train/Loss", loss)
+        progress.train_seconds += progress.seconds
+        progress.train_samples += progress.samples
+        progress.samples, progress.batches, progress.seconds = 0, 0, 0.0
+        self._loss_sum.zero_()
+
+    def _board(self, name: str, value: float | None) -> None:
+        if self.board and value is not None:
+            step = self.progress.epoch * self.batches_per_epoch + self.progress.iteration
+            self.board.add_scalar(name, value, step)
+
+    def evaluate_and_save(self) -> None:
+        """Evaluate, save checkpoints, see whether a threshold is reached."""
+        flags, progress = self.flags, self.progress
+        where = f"{progress.iteration}/{self.batches_per_epoch} of epoch {progress.epoch}"
+        tqdm.write(f"Testing at - {where},", file=sys.stdout)
+        is_best = self.evaluate()
+        if self.save_to:
+            self.save(is_best)
+        for name, limit, reached in (
+            ("accuracy", flags.mlperf_acc_threshold, progress.best_test_accuracy / 100),
+            ("auc", flags.mlperf_auc_threshold, progress.best_test_auc),
+        ):
+            if 0 < limit < reached:
+                tqdm.write(f"MLPerf testing {name} threshold {limit} reached, stop training", file=sys.stdout)
+                self.stopped = True
+        self.model.train()
+
+    def evaluate(self) -> bool:
+        """Metrics of every split, printed and written; returns whether validation was better than ever."""
+        flags, progress = self.flags, self.progress
+        results = evaluate(self.model, self.data, self.device)
+        metrics = {split: binary_metrics(*result) for split, result in results.items()}
+        test = metrics["test"]
+        progress.last_metrics = metrics
+        progress.best_test_accuracy = max(progress.best_test_accuracy, test["accuracy"])
+        progress.best_test_auc = max(progress.best_test_auc, test["auc"] or 0.0)
+        where = {"epoch": progress.epoch, "iteration": progress.iteration}
+        for split, values in metrics.items():
+            self.metrics_file.write("eval", split=split, **where, **values)
+        for name, value in (("Test/Acc", test["accuracy"] / 100), ("Test/AUC", test["auc"])):
+            self._board(name, value)
+        print_metrics(metrics, progress, reference_metrics(*results["test"]) if flags.mlperf_logging else None)
+        is_best = "val" in metrics and is_better(metrics["val"], progress.best and progress.best["val"])
+        if is_best:
+            progress.best = where | metrics
+        return is_best
+
+    def save(self, is_best: bool) -> None:
+        """Write DIR/last, and DIR/best where validation says so."""
+        progress, accumulate = self.progress, self.flags.mlperf_grad_accum_iter
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        position = vars(progress) | {"iteration": progress.iteration - progress.iteration % accumulate}
+        if progress.iteration == self.batches_per_epoch:
+            position |= {"epoch": progress.epoch + 1, "iteration": 0}
+        state = {
+            "flags": vars(self.flags),
+            "data_sha256": self.data.checksum,
+            "model": full_config(self.model),
+            "progress": position,
+            "optimizer": pack_optimizer(self.optimizer, names),
+            "schedule": self.schedule.state_dict() | {"lr_lambdas": None},
+            "generators": rng_state(self.rng),
+        }
+        Path(self.save_to).mkdir(parents=True, exist_ok=True)
+        for name in ("last", "best") if is_best else ("last",):
+            checkpoint.save_checkpoint(Path(self.save_to, name), self.model.state_dict(), state)
+
+    def samples_reached(self) -> int:
+        """How many samples of the training order have been trained on at least once."""
+        batches = self.batches_per_epoch if self.progress.epoch else self.progress.iteration
+        return min(batches * self.flags.mini_batch_size, self.data.train_samples)
+
+    def release(self) -> int:
+        """Let optimizer state and gradients go; returns the bytes of parameters and optimizer state in training."""
+        self.optimizer.zero_grad()
+        tensors = list(self.model.parameters())
+        for state in self.optimizer.state.values():
+            tensors += [value for value in state.values() if torch.is_tensor(value)]
+        self.optimizer = self.schedule = None
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def resume(self, directory: str) -> None:
+        """Take up the state of DIR/last, after checking that this run is the one that was saved."""
+        source = find_checkpoint(directory, "last")
+        tensors, state = checkpoint.load_checkpoint(source)
+        for name, saved in state["flags"].items():
+            now = getattr(self.flags, name, None)
+            if name not in FREE_ON_RESUME and now != saved:
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{source} was trained with {flag}={saved}, this run has {now}: resume the same run")
+        if state["data_sha256"] != self.data.checksum:
+            raise ValueError(f"{source} was trained on other data than {self.flags.raw_data_file or 'this'}")
+        load_weights(self.model, tensors, source)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        unpack_optimizer(self.optimizer, state["optimizer"], names)
+        self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
+        restore_rng(self.rng, state["generators"])
+        self.progress = Progress(**state["progress"])
+        print(f"Resumed from {source}: epoch {self.progress.epoch}, iteration {self.progress.iteration}")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in batch))
+
+
+def open_board(directory: str | None):  # noqa: ANN201 (the type comes from an extra)
+    """A TensorBoard writer, or None without --tensor-board-filename."""
+    if not directory:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensor-board-filename needs TensorBoard: pip install tensorboard") from None
+    return SummaryWriter(directory)
+
+
+@contextlib.contextmanager
+def profiling(enabled: bool) -> Iterator[torch.profiler.profile | None]:
+    """Profile the first 1000 batches: two tables and a Chrome trace in the current folder, named as the reference's."""
+    if not enabled:
+        yield None
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants warm-up batches; a run of a few batches has none to spare
+        window = torch.profiler.schedule(wait=0, warmup=0, active=1000, repeat=1)
+    with torch.profiler.profile(record_shapes=True, schedule=window) as profiler:
+        yield profiler
+    stem = f"dlrm_mlet{datetime.now().isoformat(sep='_')}"
+    for suffix, by_shape in (("_shape", True), ("_total", False)):
+        table = profiler.key_averages(group_by_input_shape=by_shape).table(sort_by="self_cpu_time_total")
+        Path(f"{stem}{suffix}.prof").write_text(table)
+    profiler.export_chrome_trace(f"{stem}.json")
+    print(f"Profile: {stem}_total.prof, {stem}_shape.prof, {stem}.json")
+
+
+# -------------------------------------------------------------------------------------------------- 5. evaluation
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: Data, device: torch.device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Labels and probabilities of all rows of each split. No training generator is touched."""
+    model.eval()
+    results = {}
+    for split in data.splits:
+        labels, scores = [], []
+        for batch in data.eval_batches(split):
+            batch = to_device(batch, device)
+            scores.append(model(batch.dense, batch.ids, batch.offsets).float().cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+        results[split] = np.concatenate(labels)[:, 0], np.concatenate(scores)[:, 0]
+    return results
+
+
+def is_better(metrics: dict, best: dict | None) -> bool:
+    """Higher validation AUC; lower logloss where there is no AUC."""
+    if best is None:
+        return True
+    if metrics["auc"] is None or best["auc"] is None:
+        return (metrics["logloss"] or math.inf) < (best["logloss"] or math.inf)
+    return metrics["auc"] > best["auc"]
+
+
+def print_metrics(metrics: dict, progress: Progress, reference: dict | None) -> None:
+    """The reference's accuracy line on the test split, then one line a split."""
+    accuracy = f"accuracy {metrics['test']['accuracy']:3.3f} %, best {progress.best_test_accuracy:3.3f} %"
+    lines = [f" {accuracy}"]
+    if reference:
+        values = {name: math.nan if value is None else value for name, value in reference.items()}
+        lines = [
+            f"recall {values['recall']:.4f}, precision {values['precision']:.4f}, f1 {values['f1']:.4f}, "
+            f"ap {values['ap']:.4f}, auc {values['roc_auc']:.4f}, best auc {progress.best_test_auc:.4f}, {accuracy}"
+        ]
+    for split, values in metrics.items():
+        shown = ", ".join(
+            f"{name} {'undefined' if values[name] is None else format(values[name], '.5f')}"
+            for name in ("auc", "logloss", "ne")
+        )
+        lines.append(f" {split}: {shown}, accuracy {values['accuracy']:.3f} %, {values['samples']} samples")
+    tqdm.write("\n".join(lines), file=sys.stdout)
+    sys.stdout.flush()
+
+
+# --------------------------------------------------------------------------------- 6. inference model and export
+
+
+def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Copy a checkpoint's tensors into the model; ValueError names the first that does not fit."""
+    own = model.state_dict()
+    for name in [*own, *tensors]:
+        if name not in own or name not in tensors:
+            raise ValueError(f"{source} does not fit this model: {name} is only in one of them; give the same flags")
+        if own[name].shape != tensors[name].shape:
+            shapes = f"{tuple(tensors[name].shape)} there, {tuple(own[name].shape)} here"
+            raise ValueError(f"{source} does not fit this model: {name} is {shapes}; give the same flags")
+    model.load_state_dict(tensors)
+
+
+def find_checkpoint(directory: str, *names: str) -> Path:
+    """The first of DIR/<name> that exists, else DIR itself."""
+    for path in (Path(directory, name) for name in names):
+        recover_directory(path)  # a process may have died between moving the old one aside and the new one in
+        if path.is_dir():
+            return path
+    return Path(directory)
+
+
+def load_model(model: nn.Module, directory: str) -> Progress:
+    """Weights of a checkpoint (DIR/best, else DIR/last, else DIR itself); returns where it stood."""
+    source = find_checkpoint(directory, "best", "last")
+    tensors, state = checkpoint.load_checkpoint(source)
+    load_weights(model, tensors, source)
+    progress = Progress(**state["progress"])
+    print(f"Loaded {source}: saved at epoch {progress.epoch}, iteration {progress.iteration}")
+    return progress
+
+
+def fill_unknown_rows(model: nn.Module, data: Data, reached: int) -> None:
+    """Give each table's unknown id the mean of the rows that the first `reached` training samples trained."""
+    if data.store is not None:
+        set_unknown_rows(model.tables, data.store.ids_in(data.train_rows[:reached]))
+
+
+def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module) -> None:
+    """Write what --save-collapsed and --save-onnx ask for, the vocabulary beside each."""
+    model = model.cpu()
+    if flags.save_collapsed:
+        save_collapsed(model, flags.save_collapsed)
+        print(f"Collapsed model: {flags.save_collapsed}")
+    if flags.save_onnx:
+        batches = data.eval_batches("test")
+        first = next(batches)
+        batches.close()
+        samples = [(first.dense, first.ids, first.offsets), one_row(first)]
+        worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, {"config": full_config(model)})
+        print(f"ONNX model: {flags.save_onnx}, onnxruntime differs by at most {worst:.1e}")
+    for path in (flags.save_collapsed, flags.save_onnx):
+        if path and data.store is not None:
+            data_utils.save_vocabulary(data.store.directory, export.vocabulary_path(path))
+
+
+def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The first sample of a batch, doubled where the batch has no other: a second batch size for the export check."""
+    size = len(batch.labels)
+    chosen = torch.tensor([0]) if size > 1 else torch.tensor([0, 0])
+    dense = batch.dense[chosen]
+    if batch.offsets is None:
+        return dense, batch.ids[chosen], None
+    bags = batch.offsets[:-1].view(-1, size)[:, chosen].flatten().tolist()
+    ends = batch.offsets[1:].view(-1, size)[:, chosen].flatten().tolist()
+    ids = [batch.ids[start:end] for start, end in zip(bags, ends, strict=True)]
+    lengths = torch.tensor([len(part) for part in ids])
+    return dense, torch.cat(ids), nn.functional.pad(lengths.cumsum(0), (1, 0))
+
+
+# ----------------------------------------------------------------------------------------------------- 7. scoring
+
+
+def predict(flags: argparse.Namespace) -> None:
+    """Score raw rows with nothing but the ONNX file and the vocabulary beside it."""
+    session = export.open_session(flags.load_onnx)
+    folder = export.vocabulary_path(flags.load_onnx)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is missing: --predict needs the vocabulary that was saved beside the ONNX file")
+    vocabulary = data_utils.Vocabulary(folder)
+    rows, batch_size = 0, 16384
+    with atomic_file(flags.predictions, "w") as out:
+        for dense, ids in vocabulary.encode_file(flags.predict):
+            for start in range(0, len(dense), batch_size):
+                part = slice(start, start + batch_size)
+                inputs = {"dense": dense[part].numpy(), "ids": ids[part].numpy()}
+                scores = session.run(["probability"], inputs)[0][:, 0]
+                out.writelines(f"{score:.9g}\n" for score in scores)
+            rows += len(dense)
+    print(f"Predictions: {flags.predictions}, {rows} rows")
+
+
+# -------------------------------------------------------------------------------------------------------- 8. main
+
+
+def run(flags: argparse.Namespace) -> None:
+    """prepare -> build -> train -> evaluate -> collapse -> export."""
+    check_paths(flags)
+    np.set_printoptions(precision=flags.print_precision)
+    torch.set_printoptions(precision=flags.print_precision)
+    torch.manual_seed(flags.numpy_rand_seed)
+    rng = np.random.RandomState(flags.numpy_rand_seed)
+    device = choose_device(flags.use_gpu)
+
+    data = open_data(flags, rng)
+    model = make_model(flags, data, rng)
+    if flags.debug_mode:
+        print_debug(model, data)
+    trainer = Trainer(flags, data, model.to(device), device, rng)
+    if flags.load_model:
+        trainer.progress = load_model(model, flags.load_model)
+    if flags.resume:
+        trainer.resume(flags.resume)
+    print("time/loss/accuracy (if enabled):")
+    if not flags.inference_only:
+        if flags.load_model:
+            trainer.progress = Progress()  # the weights are a starting point, training begins anew
+        trainer.fit()
+        if data.store is not None and not trainer.progress.last_metrics:
+            trainer.evaluate_and_save()
+        if flags.debug_mode:
+            print_weights("updated parameters (weights and bias):", model)
+
+    train_bytes = trainer.release()
+    fill_unknown_rows(model, data, trainer.samples_reached())
+    inference = collapse(model)
+    trainer.model = model = None  # the uncollapsed tables may be most of the memory
+    inference_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in inference_tensors(inference))
+    if flags.inference_only:
+        print("Testing for inference only")
+        quantize.quantize_mlps(inference, flags.quantize_mlp_with_bit)
+        quantize.quantize_tables(inference, flags.quantize_emb_with_bit)
+        trainer.model = inference
+        trainer.evaluate()
+    if flags.save_collapsed or flags.save_onnx:
+        save_inference_model(flags, data, inference)
+    write_result(flags, data, trainer, train_bytes, inference_bytes)
+
+
+def check_paths(flags: argparse.Namespace) -> None:
+    """Fail now rather than after a long run where something cannot be written."""
+    for path in (flags.metrics_file, flags.save_collapsed, flags.save_onnx):
+        if path:
+            check_writable(path)
+    for path in (flags.save_collapsed, flags.save_onnx):
+        if path:
+            check_writable(export.vocabulary_path(path), directory=True, marker=data_utils.SCHEMA)
+    if flags.save_model:
+        for name in ("last", "best"):
+            check_writable_checkpoint(Path(flags.save_model), name)
+
+
+def check_writable_checkpoint(directory: Path, name: str) -> None:
+    if directory.exists():
+        check_writable(directory / name, directory=True, marker=checkpoint.MARKER)
+    else:
+        check_writable(directory, directory=True)
+
+
+def choose_device(use_gpu: bool) -> torch.device:
+    """The first CUDA device if asked for and there is one; as in the reference, the CPU otherwise."""
+    if use_gpu and torch.cuda.is_available():
+        print("Using 1 GPU(s)...")
+        return torch.device("cuda", 0)
+    if use_gpu:
+        print("dlrm_mlet.py: warning: --use-gpu is given, but torch sees no CUDA device", file=sys.stderr)
+    print("Using CPU...")
+    return torch.device("cpu")
+
+
+def print_debug(model: nn.Module, data: Data) -> None:
+    """Architecture, first batch and initial weights."""
+    print(f"model arch:\n{model}")
+    print("data (inputs and targets), first mini-batch:")
+    batches = data.train_batches(0)
+    print(next(batches))
+    batches.close()
+    print_weights("initial parameters (weights and bias):", model)
+
+
+def print_weights(title: str, model: nn.Module) -> None:
+    print(title)
+    for name, parameter in model.named_parameters():
+        print(name, parameter.detach().cpu().numpy())
+
+
+def write_result(
+    flags: argparse.Namespace, data: Data, trainer: Trainer, train_bytes: int, inference_bytes: int
+) -> None:
+    """Print the summary and write the result event."""
+    progress = trainer.progress
+    speed = progress.train_samples / progress.train_seconds if progress.train_seconds else None
+    print(
+        f"Training state {train_bytes / 1e6:.2f} MB, inference model {inference_bytes / 1e6:.2f} MB"
+        + (f", {speed:.0f} samples/s" if speed else "")
+    )
+    best_scores = data.store.best_scores_of("test") if data.store else None
+    teacher = None
+    if best_scores is not None:
+        teacher = binary_metrics(data.store.labels_of("test"), best_scores)
+        print(f"The planted teacher itself on test: auc {teacher['auc']:.5f}, logloss {teacher['logloss']:.5f}")
+    trainer.metrics_file.write(
+        "result",
+        config=vars(flags),
+        versions={
+            "dlrm_mlet": mlet.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        data_sha256=data.checksum,
+        seed=flags.numpy_rand_seed,
+        test=progress.last_metrics.get("test"),
+        val=progress.last_metrics.get("val"),
+        best=progress.best,
+        teacher=teacher,
+        train_seconds=progress.train_seconds,
+        train_samples_per_second=speed,
+        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        train_bytes=train_bytes,
+        inference_bytes=inference_bytes,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; bad input, a full disk or a non-finite loss end in one line and exit code 2."""
+    flags = parse_flags(arguments)
+    torch.sparse.check_sparse_tensor_invariants.disable()  # the default; said aloud, torch does not warn about it
+    try:
+        predict(flags) if flags.predict else run(flags)
+    except (ValueError, OSError, NonFiniteLossError) as error:
+        if flags.debug_mode:
+            raise
+        print(f"dlrm_mlet.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Inference model -> ONNX, proven in onnxruntime before it gets its final name.
+
+Inputs: `dense` float32 [batch, dense]; `ids` int64 [batch, one-hot tables]; for each multi-hot table `ids_<table>`
+int64 [batch, hot], short bags padded with the table's last row. Output: `probability` float32 [batch, 1].
+An id outside its table reads the table's last row (the unknown or the padding row): it never reads another table.
+
+Legend: B batch, T tables.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5
+PROTOBUF_LIMIT_BYTES = 1_900_000_000  # protobuf itself ends at 2 GiB; beyond this the weights go beside the file
+METADATA_KEY = "mlet"
+
+
+class ServingModel(nn.Module):
+    """A collapsed model as it is exported.
+
+    Args:
+        model: the inference model, see `mlet.collapse.collapse`.
+        multi_hot: for each table, whether it takes bags of ids. Needs tables built with padding=True.
+
+    Shapes:
+        dense [B, M], then the tensors that `input_names` lists -> [B, 1].
+    """
+
+    def __init__(self, model: nn.Module, multi_hot: Sequence[bool]) -> None:
+        super().__init__()
+        tables = model.tables
+        if any(multi_hot) and not tables.padding:
+            raise ValueError("multi-hot tables are padded with a zero row, and these tables have none")
+        if not tables.special_rows:
+            raise ValueError("tables without an unknown or padding row cannot be served: ids outside them have no row")
+        self.model, self.multi_hot = model, tuple(multi_hot)
+        last = torch.tensor([spec.rows + tables.special_rows - 1 for spec in tables.specs])
+        self.register_buffer("last_row", last, persistent=False)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the graph's inputs, in order."""
+        bags = [f"ids_{s.name}" for s, multi in zip(self.model.tables.specs, self.multi_hot, strict=True) if multi]
+        return ["dense"] + ([] if all(self.multi_hot) else ["ids"]) + bags
+
+    def forward(self, dense: Tensor, *inputs: Tensor) -> Tensor:
+        """Probability [B, 1]."""
+        if not any(self.multi_hot):
+            return self.model(dense, self._inside(inputs[0], self.last_row))
+        rest = iter(inputs)
+        one_hot = None if all(self.multi_hot) else next(rest)
+        per_table, column = [], 0
+        for t, multi in enumerate(self.multi_hot):
+            if multi:
+                ids = next(rest)
+            else:
+                ids = one_hot[:, column : column + 1]
+                column += 1
+            per_table.append(self._inside(ids, self.last_row[t]))
+        return self.model.vectors_to_probability(dense, self.model.tables.forward_padded(per_table))
+
+    @staticmethod
+    def _inside(ids: Tensor, last_row: Tensor) -> Tensor:
+        return torch.where((ids < 0) | (ids > last_row), last_row, ids)
+
+    def inputs_of(self, dense: Tensor, ids: Tensor, offsets: Tensor | None) -> dict[str, Tensor]:
+        """The graph's inputs for a batch in the trainer's form (see `sources.Batch`)."""
+        if offsets is None and not any(self.multi_hot):
+            return {"dense": dense, "ids": ids}
+        named, one_hot = {"dense": dense}, []
+        for t, (spec, multi) in enumerate(zip(self.model.tables.specs, self.multi_hot, strict=True)):
+            bags = ids[:, t : t + 1] if offsets is None else _rectangle(ids, offsets, t, len(dense), self.last_row[t])
+            if multi:
+                named[f"ids_{spec.name}"] = bags
+            else:
+                one_hot.append(bags)
+        if one_hot:
+            named["ids"] = torch.cat(one_hot, dim=1)
+        return {name: named[name] for name in self.input_names}
+
+
+def _rectangle(ids: Tensor, offsets: Tensor, table: int, batch: int, padding: Tensor) -> Tensor:
+    """The bags of one table as [B, longest bag], short ones filled up with `padding`."""
+    bounds = offsets[table * batch : (table + 1) * batch + 1]
+    lengths = bounds.diff()
+    hot = max(1, int(lengths.max()))
+    place = torch.arange(hot)
+    filled = place < lengths[:, None]
+    out = torch.full((batch, hot), int(padding))
+    out[filled] = ids[(bounds[:-1, None] + place)[filled]]
+    return out
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    samples: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+    multi_hot: Sequence[bool],
+    metadata: dict | None = None,
+) -> float:
+    """Write a collapsed model as ONNX and prove it in onnxruntime; only a proven file gets its final name.
+
+    Args:
+        model: the inference model, on the CPU.
+        path: target; weights above 1.9 GB go to `path`.data beside it.
+        samples: at least two batches (dense, ids, offsets) of real rows, of different sizes.
+        multi_hot: see `ServingModel`.
+        metadata: JSON-ready, stored in the file under "mlet".
+
+    Returns:
+        The largest absolute difference seen between the two runtimes.
+
+    Raises:
+        ValueError: an output differs by more than 1e-5, or fewer than two batch sizes are given.
+        OSError: the path cannot be written; an older file there stays.
+    """
+    path = Path(path)
+    if len({len(dense) for dense, _, _ in samples}) < 2:
+        raise ValueError("the export is checked at two batch sizes: give samples of different sizes")
+    serving = ServingModel(model, multi_hot).eval()
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        _write_onnx(serving, draft, serving.inputs_of(*max(samples, key=lambda s: len(s[0]))), metadata or {})
+        worst = check_onnx(draft, serving, (serving.inputs_of(*sample) for sample in samples))
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first, then the graph that names them
+            file.replace(path.with_name(file.name))
+    return worst
+
+
+def _write_onnx(serving: ServingModel, path: Path, example: dict[str, Tensor], metadata: dict) -> None:
+    batch = torch.export.Dim("batch")
+    shapes = [{0: batch}]
+    for name in serving.input_names[1:]:
+        shapes.append({0: batch} if name == "ids" else {0: batch, 1: torch.export.Dim(name.replace("ids_", "hot_", 1))})
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's notices about its own internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            serving,
+            tuple(_traceable(name, tensor) for name, tensor in example.items()),
+            input_names=serving.input_names,
+            output_names=["probability"],
+            dynamic_shapes={"dense": shapes[0], "inputs": tuple(shapes[1:])},
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in serving.state_dict().values())
+    program.save(str(path), external_data=weights > PROTOBUF_LIMIT_BYTES)
+
+
+def _traceable(name: str, example: Tensor) -> Tensor:
+    """An example of size one along a dynamic axis would fix that axis in the graph: show the exporter two."""
+    axes = (0,) if name in ("dense", "ids") else (0, 1)
+    for axis in axes:
+        if example.shape[axis] == 1:
+            example = torch.cat([example, example], dim=axis)
+    return example
+
+
+def check_onnx(path: str | Path, serving: ServingModel, batches: Iterable[dict[str, Tensor]]) -> float:
+    """Largest absolute difference between `serving` and onnxruntime. Raises ValueError above 1e-5."""
+    session = open_session(path)
+    worst = 0.0
+    for inputs in batches:
+        with torch.no_grad():
+            expected = serving(*inputs.values()).numpy()
+        got = session.run(["probability"], {name: tensor.numpy() for name, tensor in inputs.items()})[0]
+        worst = max(worst, float(np.abs(got - expected).max()))
+    if not worst <= TOLERANCE:
+        raise ValueError(f"{path}: onnxruntime differs from the model by {worst:.2e}, more than {TOLERANCE:.0e}")
+    return worst
+
+
+def open_session(path: str | Path):  # noqa: ANN201 (onnxruntime is imported here so that training runs without it)
+    """An onnxruntime session on the CPU. Raises ValueError if the file is missing or is no ONNX model."""
+    import onnxruntime
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such ONNX file")
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own that share no base
+        raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from None
+
+
+def vocabulary_path(path: str | Path) -> Path:
+    """Where the vocabulary of an exported file lies: beside it, `model.vocabulary` for model.onnx."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.vocabulary")

@@ -1,0 +1,118 @@
+"""Initial weights, drawn in the DLRM reference's order from NumPy's legacy generator.
+
+Options that need other draws than a plain single-layer table (MLET, quotient-remainder, mixed dimensions) take them
+from generators of their own, and the main generator is advanced as the plain table would have advanced it. All other
+weights and the data order are therefore the same with and without such an option, and paired comparisons are fair.
+
+Legend: n counted rows, K inner dimension, d stored width, D width that the model sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from mlet.embedding import fill_uniform, initial_projection
+from mlet.tables import EmbeddingTables, Part
+
+DRAW_CHUNK = 1 << 22  # numbers drawn at a time: bounds the float64 temporaries
+_SIDE_STREAM = 0x4D4C4554  # separates the side generators from any user seed
+
+
+@torch.no_grad()
+def initialize_tables(tables: EmbeddingTables, rng: np.random.RandomState, seed: int, mlet_init: str) -> None:
+    """Fill all tables. Plain ones: U(-1/sqrt(n), 1/sqrt(n)), as in DLRM; special rows start at zero.
+
+    Args:
+        rng: the main generator; advanced by n * D draws a table, whatever the table's options.
+        seed: the run's seed, for the side generators (one a table).
+        mlet_init: initial W2, see `mlet.embedding.initial_projection`.
+
+    MLET: W1 ~ U(-1/sqrt(n), 1/sqrt(n)), [n, K]. Quotient-remainder: uniform parts such that the composed vector has
+    the standard deviation 1/sqrt(3 n) of a plain row. Mixed dimensions: uniform rows, Xavier-uniform projection.
+    """
+    parts: dict[int, list[Part]] = {}
+    for part in tables.parts():
+        parts.setdefault(part.table, []).append(part)
+    for t, spec in enumerate(tables.specs):
+        bound = math.sqrt(1 / spec.rows)
+        side = np.random.default_rng([seed, _SIDE_STREAM, t])
+        plain = not spec.inner_dim and not spec.collisions and spec.width == spec.dim
+        first = parts[t][0]
+        target = first.group.part(first.index, spec.rows) if plain else None
+        _draw_uniform(rng, bound, spec.rows, spec.dim, target)
+        for part in parts[t]:
+            group = part.group
+            all_rows = group.part(part.index, part.counted_rows + tables.special_rows)
+            all_rows[part.counted_rows :] = 0
+            if not plain:
+                part_bound = _part_bound(spec.operation, spec.rows) if spec.collisions else bound
+                fill_uniform(all_rows[: part.counted_rows], part_bound, side)
+            if group.inner_projection is not None:
+                w2 = initial_projection(spec.inner_dim, spec.width, mlet_init, side)
+                group.inner_projection[part.index] = torch.from_numpy(w2)
+            if group.projection is not None:
+                fill_uniform(group.projection[part.index], math.sqrt(6 / (spec.width + spec.dim)), side)
+
+
+def _part_bound(operation: str, rows: int) -> float:
+    """Bound of the uniform parts: std(a * b), std(a + b) or std(a) is then 1/sqrt(3 n)."""
+    return {"mult": (3 / rows) ** 0.25, "add": math.sqrt(1 / (2 * rows)), "concat": math.sqrt(1 / rows)}[operation]
+
+
+def _draw_uniform(rng: np.random.RandomState, bound: float, rows: int, dim: int, target: torch.Tensor | None) -> None:
+    """Draw [rows, dim] float64 U(-bound, bound) in chunks; into `target`, or only to advance `rng`."""
+    step = max(1, DRAW_CHUNK // dim)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        draws = rng.uniform(low=-bound, high=bound, size=(count, dim))
+        if target is not None:
+            target[start : start + count] = torch.from_numpy(draws.astype(np.float32))
+
+
+@torch.no_grad()
+def initialize_mlp(layers: nn.Module, rng: np.random.RandomState) -> None:
+    """Linear layers in order, DLRM's values: W ~ N(0, 2 / (in + out)), b ~ N(0, 1 / out)."""
+    for layer in layers.modules():
+        if isinstance(layer, nn.Linear):
+            out, inputs = layer.weight.shape
+            weight = rng.normal(0.0, np.sqrt(2 / (out + inputs)), size=(out, inputs))
+            bias = rng.normal(0.0, np.sqrt(1 / out), size=out)
+            layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
+            layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+
+
+@torch.no_grad()
+def set_unknown_rows(tables: EmbeddingTables, trained: Sequence[np.ndarray], chunk: int = 1 << 18) -> None:
+    """Give the unknown id of each table the mean of the rows that were trained, weighted pooling included.
+
+    Args:
+        tables: built with unknown=True.
+        trained: one bool array [n] a table: which ids occurred in training. Where none did, the row stays zero.
+
+    Raises:
+        ValueError: no unknown rows, or an array of the wrong length.
+    """
+    if not tables.unknown:
+        raise ValueError("these tables have no unknown rows")
+    for part in tables.parts():
+        spec, group = tables.specs[part.table], part.group
+        mask = np.asarray(trained[part.table])
+        if len(mask) != spec.rows:
+            raise ValueError(f"table {spec.name}: {len(mask)} flags for {spec.rows} rows")
+        ids = np.flatnonzero(mask)
+        if spec.collisions:
+            ids = np.unique(ids // spec.collisions if part.name == "quotient" else ids % spec.collisions)
+        rows = group.part(part.index, part.counted_rows + 1)
+        total = torch.zeros(rows.shape[1], dtype=torch.float64)
+        for start in range(0, len(ids), chunk):
+            chosen = torch.from_numpy(ids[start : start + chunk]).to(rows.device)
+            values = rows[chosen]
+            if group.pooling_weight is not None:
+                values = values * group.pooling_weight[int(group.first_row[part.index]) + chosen]
+            total += values.double().sum(dim=0).cpu()
+        rows[-1] = (total / max(1, len(ids))).to(rows)

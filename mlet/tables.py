@@ -1,0 +1,286 @@
+"""All embedding tables of a model as one engine: ids -> rows -> pooling -> projection.
+
+Tables of equal shape share one flat parameter, so that a step makes one gather, one sparse gradient and one row
+update instead of one each per table; their projections are one batched product [P, B, K] x [P, K, d].
+
+Legend: B batch, T tables, P tables of one group, L lookups, n counted rows, R rows of a flat parameter,
+K inner dimension, d stored width, D width that the model sees. Bags are table-major, see `sources.Batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlet.embedding import check_pooling
+from mlet.table_spec import TableSpec
+
+Pool = Callable[["RowGroup", Tensor], Tensor]
+
+
+class RowGroup(nn.Module):
+    """Parts of equal shape stored one below the other: one flat weight [R, K or d] and, batched, their projections.
+
+    Args:
+        part_rows: rows of each part, special rows included.
+        inner_dim: K, 0 for a single layer.
+        width: d.
+        dim: D > d adds a mixed-dimension projection [P, d, D].
+        mode: pooling, "sum" or "mean".
+        weighted: learn one pooling weight a row.
+    """
+
+    def __init__(
+        self, part_rows: Sequence[int], inner_dim: int, width: int, dim: int, mode: str, weighted: bool
+    ) -> None:
+        super().__init__()
+        parts, total = len(part_rows), sum(part_rows)
+        self.mode = mode
+        self.weight = nn.Parameter(torch.empty(total, inner_dim or width))
+        self.inner_projection = nn.Parameter(torch.empty(parts, inner_dim, width)) if inner_dim else None
+        self.projection = nn.Parameter(torch.empty(parts, width, dim)) if dim != width else None
+        self.pooling_weight = nn.Parameter(torch.ones(total, 1)) if weighted else None
+        ends = torch.tensor(part_rows).cumsum(0)
+        self.register_buffer("first_row", ends - torch.tensor(part_rows), persistent=False)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Stored rows [..., K or d] of flat row numbers [...]."""
+        vectors = F.embedding(rows, self.weight, sparse=True)
+        if self.pooling_weight is not None:
+            vectors = vectors * F.embedding(rows, self.pooling_weight, sparse=True)
+        return vectors
+
+    def bag(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        """Pooled rows [B, P, K or d] of flat row numbers [L] and offsets [P * B + 1]."""
+        per_row = None
+        if self.pooling_weight is not None:
+            per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
+        pooled = F.embedding_bag(
+            rows,
+            self.weight,
+            offsets,
+            mode=self.mode,
+            sparse=True,
+            per_sample_weights=per_row,
+            include_last_offset=True,
+        )
+        return pooled.view(len(self.first_row), -1, self.weight.shape[1]).transpose(0, 1)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """[B, P, K or d] -> [B, P, D]."""
+        for matrix in (self.inner_projection, self.projection):
+            if matrix is not None:
+                pooled = torch.bmm(pooled.transpose(0, 1), matrix).transpose(0, 1)
+        return pooled
+
+    def part(self, index: int, rows: int) -> Tensor:
+        """View [rows, K or d] of one part."""
+        first = int(self.first_row[index])
+        return self.weight.data[first : first + rows]
+
+
+class PlainTables(nn.Module):
+    """Tables that look one row up for an id."""
+
+    def __init__(self, rows: RowGroup) -> None:
+        super().__init__()
+        self.rows = rows
+        self.groups = (rows,)
+
+    def flat_rows(self, ids: Tensor, table: Tensor | int | slice) -> tuple[Tensor, ...]:
+        """Row numbers in each group's flat weight, the shape of `ids`.
+
+        `table` says which of the unit's tables each id belongs to; slice(None): the last axis counts the tables.
+        """
+        return (ids + self.rows.first_row[table],)
+
+    def combine(self, vectors: Sequence[Tensor]) -> Tensor:
+        """One [B, P, D] of the groups' vectors."""
+        return vectors[0]
+
+
+class QuotientRemainderTables(nn.Module):
+    """Tables whose vector is composed of row id // c of one part and row id % c of another (arXiv 1909.02107).
+
+    Each part is projected first and then combined, so that a collapsed part stays exact. Special ids (n and above)
+    have special rows of their own in both parts.
+    """
+
+    def __init__(self, quotient: RowGroup, remainder: RowGroup, specs: Sequence[TableSpec]) -> None:
+        super().__init__()
+        self.quotient, self.remainder = quotient, remainder
+        self.groups = (quotient, remainder)
+        self.collisions, self.operation = specs[0].collisions, specs[0].operation
+        self.register_buffer("counted", torch.tensor([s.rows for s in specs]), persistent=False)
+        self.register_buffer("quotients", torch.tensor([s.parts["quotient"] for s in specs]), persistent=False)
+
+    def flat_rows(self, ids: Tensor, table: Tensor | int | slice) -> tuple[Tensor, ...]:
+        """As in `PlainTables`."""
+        special = ids - self.counted[table]
+        is_special = special >= 0
+        upper = torch.where(is_special, self.quotients[table] + special, ids // self.collisions)
+        lower = torch.where(is_special, self.collisions + special, ids % self.collisions)
+        return upper + self.quotient.first_row[table], lower + self.remainder.first_row[table]
+
+    def combine(self, vectors: Sequence[Tensor]) -> Tensor:
+        """As in `PlainTables`."""
+        quotient, remainder = vectors
+        if self.operation == "concat":
+            return torch.cat([quotient, remainder], dim=-1)
+        return quotient + remainder if self.operation == "add" else quotient * remainder
+
+
+def _apply(unit: nn.Module, per_group: Sequence[Tensor], pool: Pool) -> Tensor:
+    """Pool and project each group of a unit, then combine: [B, P, D]."""
+    pooled = zip(unit.groups, per_group, strict=True)
+    return unit.combine([group.project(pool(group, rows)) for group, rows in pooled])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one stored part of a table lies."""
+
+    table: int
+    name: str
+    group: RowGroup
+    index: int
+    counted_rows: int
+
+
+class EmbeddingTables(nn.Module):
+    """All tables of a model.
+
+    Args:
+        specs: the tables, in the order of the id columns.
+        unknown: append one row for the unknown id n. It is trained only if the data holds it; otherwise it is set
+            to the mean of the trained rows when training ends (`mlet.initialize.set_unknown_rows`).
+        padding: append one zero row, the table's last, that pads multi-hot bags in the exported model.
+        mode: pooling, "sum" or "mean".
+        weighted: learn one pooling weight a row (DLRM's --weighted-pooling=learned); plain tables only.
+
+    Shapes:
+        ids [B, T], or ids [L] with offsets [T * B + 1] -> vectors [B, T, D].
+
+    Raises:
+        ValueError: no table, tables of different D, or a combination that cannot be collapsed exactly.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TableSpec],
+        *,
+        unknown: bool = False,
+        padding: bool = False,
+        mode: str = "sum",
+        weighted: bool = False,
+    ) -> None:
+        super().__init__()
+        check_pooling(mode)
+        if not specs or len({spec.dim for spec in specs}) != 1:
+            raise ValueError(f"tables must exist and be of one width: {sorted({spec.dim for spec in specs})}")
+        if weighted and any(spec.collisions or spec.width != spec.dim for spec in specs):
+            raise ValueError("weighted pooling works on plain tables only: leave out --qr-flag and --md-flag")
+        self.specs, self.mode, self.weighted = tuple(specs), mode, weighted
+        self.unknown, self.padding = unknown, padding
+        self.special_rows = int(unknown) + int(padding)
+        columns: dict[tuple, list[int]] = {}
+        for t, spec in enumerate(specs):
+            key = (spec.inner_dim, spec.width, spec.collisions, spec.collisions and spec.operation)
+            columns.setdefault(key, []).append(t)
+        self._columns = list(columns.values())
+        self.units = nn.ModuleList(self._build_unit([specs[t] for t in group]) for group in self._columns)
+        order = torch.tensor([t for group in self._columns for t in group])
+        position = torch.full((len(columns), len(specs)), -1)
+        for unit, group in enumerate(self._columns):
+            position[unit, group] = torch.arange(len(group))
+        self.register_buffer("_table_order", order, persistent=False)
+        self.register_buffer("_output_order", order.argsort(), persistent=False)
+        self.register_buffer("_position", position, persistent=False)  # [units, T] place in the unit, -1 elsewhere
+
+    def _build_unit(self, specs: Sequence[TableSpec]) -> nn.Module:
+        first = specs[0]
+
+        def group(part: str) -> RowGroup:
+            rows = [spec.parts[part] + self.special_rows for spec in specs]
+            dim = first.width if first.collisions else first.dim
+            return RowGroup(rows, first.inner_dim, first.width, dim, self.mode, self.weighted)
+
+        if first.collisions:
+            return QuotientRemainderTables(group("quotient"), group("remainder"), specs)
+        return PlainTables(group("rows"))
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.specs[0].dim
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Vectors [B, T, D] of one-hot ids [B, T] or of bags."""
+        if offsets is not None:
+            return self._assemble([self._pool_bags(u, unit, ids, offsets) for u, unit in enumerate(self.units)])
+        outputs = []
+        for u, unit in enumerate(self.units):
+            rows = unit.flat_rows(self._take(ids, u), slice(None))
+            outputs.append(_apply(unit, rows, RowGroup.gather))
+        return self._assemble(outputs)
+
+    def _take(self, ids: Tensor, unit: int) -> Tensor:
+        if len(self.units) == 1:
+            return ids
+        start = sum(len(group) for group in self._columns[:unit])
+        return ids[:, self._table_order[start : start + len(self._columns[unit])]]
+
+    def _pool_bags(self, u: int, unit: nn.Module, ids: Tensor, offsets: Tensor) -> Tensor:
+        tables = len(self.specs)
+        lengths = offsets.diff().view(tables, -1)
+        every_table = torch.arange(tables, device=ids.device)
+        table = torch.repeat_interleave(every_table, lengths.sum(dim=1), output_size=len(ids))
+        if len(self.units) > 1:
+            table = self._position[u][table]
+            mine = table >= 0
+            ids, table = ids[mine], table[mine]
+            offsets = F.pad(lengths[self._columns[u]].flatten().cumsum(0), (1, 0))
+        return _apply(unit, unit.flat_rows(ids, table), lambda group, rows: group.bag(rows, offsets))
+
+    def forward_padded(self, ids: Sequence[Tensor]) -> Tensor:
+        """Vectors [B, T, D] of rectangular bags, ids[t] [B, hot of t], short bags padded with the table's last row.
+
+        The form of the exported multi-hot model: a Gather and a ReduceSum a table.
+        """
+        outputs = []
+        for columns, unit in zip(self._columns, self.units, strict=True):
+            pooled = [
+                [self._pool_padded(group, rows, ids[t], t) for group, rows in zip(unit.groups, flat, strict=True)]
+                for t, flat in ((t, unit.flat_rows(ids[t], p)) for p, t in enumerate(columns))
+            ]
+            stacked = [torch.stack(tables, dim=1) for tables in zip(*pooled, strict=True)]
+            outputs.append(_apply(unit, stacked, lambda group, vectors: vectors))
+        return self._assemble(outputs)
+
+    def _pool_padded(self, group: RowGroup, rows: Tensor, ids: Tensor, t: int) -> Tensor:
+        pooled = group.gather(rows).sum(dim=1)
+        if self.mode == "mean":
+            used = (ids != self.specs[t].rows + self.special_rows - 1).sum(dim=1, keepdim=True)
+            pooled = pooled / used.clamp(min=1)
+        return pooled
+
+    def _assemble(self, outputs: list[Tensor]) -> Tensor:
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.cat(outputs, dim=1).index_select(1, self._output_order)
+
+    def parts(self) -> Iterator[Part]:
+        """Every stored part of every table, tables in order."""
+        for t, spec in enumerate(self.specs):
+            unit_number = next(u for u, group in enumerate(self._columns) if t in group)
+            unit, index = self.units[unit_number], self._columns[unit_number].index(t)
+            for name, counted in spec.parts.items():
+                yield Part(t, name, getattr(unit, name), index, counted)
+
+    def extra_repr(self) -> str:
+        rows = sum(spec.rows for spec in self.specs)
+        return f"{len(self.specs)} tables, {rows} rows, D={self.dim}, unknown={self.unknown}, padding={self.padding}"

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Lint and test. The first call sets up .venv if no environment is active.
+#
+#   bash scripts/test.sh                       # everything but the slow tests: under 5 minutes on 2 cores
+#   bash scripts/test.sh --all                 # the slow ones too: under 40 minutes
+#   bash scripts/test.sh tests/mlet -k collapse    # anything else goes to pytest
+#
+# Tests on real data look for it in $DLRM_MLET_DATA, else ../shared/data, and skip with a reason where it is absent.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/env.sh requirements-dev.txt
+if [ "${1:-}" = "--all" ]; then
+    shift
+    set -- -m "slow or not slow" "$@"
+fi
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+exec "$PYTHON" -m pytest "$@"

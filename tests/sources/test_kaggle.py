@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+
+import sources.kaggle
+from sources import DataError, open_source, register_source, source_names
+from sources.kaggle import DENSE_NAMES, TABLE_NAMES, KaggleSource, criteo_blocks
+
+
+def row(label="0", dense=None, tables=None):
+    dense, tables = dense or {}, tables or {}
+    fields = [label] if label is not None else []
+    fields += [dense.get(name, "3") for name in DENSE_NAMES]
+    fields += [tables.get(name, "05db9164") for name in TABLE_NAMES]
+    return "\t".join(fields)
+
+
+def read(path, labelled=True):
+    blocks = list(criteo_blocks(path, labelled=labelled))
+    return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
+
+
+def write(tmp_path, *rows, end="\n", last="\n"):
+    path = tmp_path / "train.txt"
+    path.write_bytes((end.join(rows) + last).encode())
+    return path
+
+
+def test_values_missing_fields_and_negative_integers(tmp_path):
+    path = write(
+        tmp_path,
+        row("1", {"I1": "", "I2": "-2", "I13": "2147483647"}, {"C1": "", "C26": "ffffffff", "C2": "0000000A"}),
+        row("0", {"I2": "7"}, {"C1": "0"}),
+    )
+    labels, dense, values = read(path)
+    assert labels.tolist() == [[1], [0]]
+    assert dense[:, [0, 1, 2, 12]].tolist() == [[0, 0, 3, 2147483647], [3, 7, 3, 3]]
+    assert values[:, [0, 1, 25]].tolist() == [[0, 10, 0xFFFFFFFF], [0, 0x05DB9164, 0x05DB9164]]
+    assert (labels.dtype, dense.dtype, values.dtype) == (np.int8, np.int32, np.uint32)
+
+
+@pytest.mark.parametrize(("end", "last"), [("\n", ""), ("\r\n", "\r\n"), ("\r\n", "\r"), ("\n", "\n")])
+def test_line_ends(tmp_path, end, last):
+    rows = [row("1", tables={"C26": "ab"}), row("0", tables={"C26": ""}), row("1", tables={"C26": "cd"})]
+    labels, _, values = read(write(tmp_path, *rows, end=end, last=last))
+    assert labels[:, 0].tolist() == [1, 0, 1] and values[:, 25].tolist() == [0xAB, 0, 0xCD]
+
+
+def test_blocks_do_not_change_what_is_read(tmp_path, small_tsv, monkeypatch):
+    whole = read(small_tsv)
+    monkeypatch.setattr(sources.kaggle, "BLOCK_BYTES", 1000)
+    assert len(list(criteo_blocks(small_tsv, labelled=True))) > 100
+    for a, b in zip(whole, read(small_tsv), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_unlabelled_rows(tmp_path):
+    path = write(tmp_path, row(None, {"I1": "5"}), row(None))
+    for labelled in (False, None):
+        labels, dense, _ = read(path, labelled)
+        assert labels.shape == (2, 0) and dense[:, 0].tolist() == [5, 3]
+    assert read(write(tmp_path, row("1")), None)[0].tolist() == [[1]]
+
+
+BAD = {
+    "too few": (row().rsplit("\t", 1)[0], "39 columns, expected 40"),
+    "too many": (row() + "\tab", "41 columns, expected 40"),
+    "blank": ("", "1 columns, expected 40"),
+    "not hex": (row(tables={"C7": "xyz"}), "column C7: 'xyz' is not a hexadecimal number"),
+    "hex too large": (row(tables={"C7": "1ffffffff"}), "column C7: '1ffffffff' lies outside 0 to 4294967295"),
+    "negative hex": (row(tables={"C7": "-1"}), "column C7: '-1' lies outside"),
+    "not an integer": (row(dense={"I4": "1.5"}), "column I4: '1.5' is not an integer"),
+    "integer too large": (row(dense={"I4": "2147483648"}), "column I4: '2147483648' lies outside"),
+    "label 2": (row("2"), "column label: '2' is not a label"),
+    "label missing": (row(""), "column label: '' is not a label"),
+    "label text": (row("yes"), "column label: 'yes' is not a label"),
+    "not utf-8": (row(tables={"C7": "\udcff"}), "column C7: '\\\\xff' is not a hexadecimal number"),
+}
+
+
+@pytest.mark.parametrize("block_bytes", [50, 32 << 20])
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named_with_file_line_and_column(tmp_path, monkeypatch, case, block_bytes):
+    monkeypatch.setattr(sources.kaggle, "BLOCK_BYTES", block_bytes)
+    bad, message = BAD[case]
+    path = tmp_path / "train.txt"
+    path.write_bytes("\n".join([row(), row("1"), bad, row()]).encode(errors="surrogateescape") + b"\n")
+    with pytest.raises(DataError) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert f"{path}, line 3" in str(error.value) and message in str(error.value)
+
+
+def test_one_row_too_short_and_one_too_long_do_not_cancel(tmp_path):
+    path = write(tmp_path, row(), row().rsplit("\t", 1)[0], row() + "\tab")
+    with pytest.raises(DataError, match="line 2: 39 columns"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_an_empty_file_is_refused(tmp_path, content):
+    path = tmp_path / "train.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="train.txt"):
+        read(path)
+
+
+@pytest.mark.parametrize("rows", [14, 15, 100, 9999, 80000])
+def test_split_is_seven_days_with_the_last_one_halved(rows):
+    split = KaggleSource("train.txt").split(rows)
+    sizes = [len(part) for part in np.array_split(np.arange(rows), 7)]
+    assert [stop - start for start, stop in split.train_days] == sizes[:6]
+    assert split.train_days[0][0] == 0 and split.train_days[-1][1] == split.test[0]
+    assert split.test[1] == split.val[0] and split.val[1] == rows
+    assert split.test[1] - split.test[0] == (sizes[6] + 1) // 2
+
+
+def test_too_few_rows_for_seven_days():
+    with pytest.raises(DataError, match="13 rows are too few"):
+        KaggleSource("train.txt").split(13)
+
+
+def test_registry_refuses_duplicates_and_unknown_names():
+    assert {"kaggle", "criteo-synthetic"} <= set(source_names())
+    with pytest.raises(ValueError, match="already registered by sources.kaggle.KaggleSource"):
+        register_source("kaggle", "elsewhere", "Thing")
+    with pytest.raises(ValueError, match="'criteo' is not known; choose from"):
+        open_source("criteo", "", None)
+    with pytest.raises(ValueError, match="--raw-data-file is empty"):
+        KaggleSource("")
