@@ -97,7 +97,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
     for add_group in (add_model_flags, add_mlet_flags, add_data_flags, add_training_flags, add_run_flags, add_io_flags):
         add_group(parser)
     for flag in DROPPED_FLAGS:
-        parser.add_argument(flag, nargs="?", action=Dropped, help=argparse.SUPPRESS)
+        parser.add_argument(flag, nargs="?", action=Dropped, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     try:
         check_flags(flags)
@@ -561,10 +561,9 @@ class Trainer:
         return min(last * size, self.data.train_samples) - first * size
 
     def _note_non_finite(self, loss: torch.Tensor) -> None:
-        """Remember the first bad iteration. On the CPU it is read at once, which costs nothing there."""
-        iteration = torch.tensor(self.progress.iteration + 1, device=self.device)
+        """Remember the first bad iteration on the device; on the CPU it is read at once, which costs nothing there."""
         is_first = (self._bad_iteration < 0) & ~torch.isfinite(loss)
-        self._bad_iteration = torch.where(is_first, iteration, self._bad_iteration)
+        self._bad_iteration = torch.where(is_first, self.progress.iteration + 1, self._bad_iteration)
         if self.device.type == "cpu":
             self._stop_if_non_finite()
 
@@ -671,8 +670,9 @@ class Trainer:
             "generators": rng_state(self.rng),
         }
         Path(self.save_to).mkdir(parents=True, exist_ok=True)
-        for name in ("last", "best") if is_best else ("last",):
-            checkpoint.save_checkpoint(Path(self.save_to, name), self.model.state_dict(), state)
+        checkpoint.save_checkpoint(Path(self.save_to, "last"), self.model.state_dict(), state)
+        if is_best:
+            checkpoint.link_checkpoint(Path(self.save_to, "last"), Path(self.save_to, "best"))
 
     def samples_reached(self) -> int:
         """How many samples of the training order have been trained on at least once."""
@@ -842,11 +842,12 @@ def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module
         first = next(batches)
         batches.close()
         samples = [(first.dense, first.ids, first.offsets), one_row(first)]
-        worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, {"config": full_config(model)})
+        metadata = {"config": full_config(model), "store": data.store and data.store.schema["key"]}
+        worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, metadata)
         print(f"ONNX model: {flags.save_onnx}, onnxruntime differs by at most {worst:.1e}")
-    for path in (flags.save_collapsed, flags.save_onnx):
-        if path and data.store is not None:
-            data_utils.save_vocabulary(data.store.directory, export.vocabulary_path(path))
+    if data.store is not None:
+        for folder in {export.vocabulary_path(path) for path in (flags.save_collapsed, flags.save_onnx) if path}:
+            data_utils.save_vocabulary(data.store.directory, folder)
 
 
 def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -868,11 +869,14 @@ def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | No
 
 def predict(flags: argparse.Namespace) -> None:
     """Score raw rows with nothing but the ONNX file and the vocabulary beside it."""
+    check_writable(flags.predictions)
     session = export.open_session(flags.load_onnx)
     folder = export.vocabulary_path(flags.load_onnx)
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing: --predict needs the vocabulary that was saved beside the ONNX file")
     vocabulary = data_utils.Vocabulary(folder)
+    if export.metadata_of(session).get("store") != vocabulary.schema["key"]:
+        raise ValueError(f"{folder} is not the vocabulary that {flags.load_onnx} was trained with")
     rows, batch_size = 0, 16384
     with atomic_file(flags.predictions, "w") as out:
         for dense, ids in vocabulary.encode_file(flags.predict):
@@ -890,7 +894,7 @@ def predict(flags: argparse.Namespace) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """prepare -> build -> train -> evaluate -> collapse -> export."""
-    check_paths(flags)
+    check_output_paths(flags)
     np.set_printoptions(precision=flags.print_precision)
     torch.set_printoptions(precision=flags.print_precision)
     torch.manual_seed(flags.numpy_rand_seed)
@@ -932,7 +936,7 @@ def run(flags: argparse.Namespace) -> None:
     write_result(flags, data, trainer, train_bytes, inference_bytes)
 
 
-def check_paths(flags: argparse.Namespace) -> None:
+def check_output_paths(flags: argparse.Namespace) -> None:
     """Fail now rather than after a long run where something cannot be written."""
     for path in (flags.metrics_file, flags.save_collapsed, flags.save_onnx):
         if path:

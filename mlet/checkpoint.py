@@ -7,6 +7,8 @@ does not know, and {"$dict": {...}} for a dict with such keys of its own.
 
 import json
 import math
+import os
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_o
 __all__ = [
     "MARKER",
     "TENSORS",
+    "link_checkpoint",
     "load_checkpoint",
     "pack_optimizer",
     "restore_rng",
@@ -75,6 +78,19 @@ def save_checkpoint(directory: str | Path, tensors: dict[str, Tensor], state: di
             "state": tree,
         }
         (folder / MARKER).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def link_checkpoint(source: str | Path, target: str | Path) -> None:
+    """Makes `target` the same checkpoint as `source` without writing the tensors again (a hard link where possible).
+
+    Safe because a checkpoint's files are never changed in place, only replaced. Raises as `save_checkpoint` does.
+    """
+    with atomic_directory(target, marker=MARKER) as folder:
+        for name in (TENSORS, MARKER):
+            try:
+                os.link(Path(source, name), folder / name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(Path(source, name), folder / name)
 
 
 def load_checkpoint(

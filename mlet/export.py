@@ -194,6 +194,11 @@ def open_session(path: str | Path):  # noqa: ANN201 (onnxruntime is imported her
         raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from None
 
 
+def metadata_of(session) -> dict:  # noqa: ANN001
+    """What `export_onnx` was given as metadata; empty for a file of other origin."""
+    return json.loads(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+
+
 def vocabulary_path(path: str | Path) -> Path:
     """Where the vocabulary of an exported file lies: beside it, `model.vocabulary` for model.onnx."""
     path = Path(path)

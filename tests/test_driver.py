@@ -469,6 +469,17 @@ def test_predict_names_what_is_missing(driver, data, small_tsv, missing):
     assert not (run.folder / "out").exists()
 
 
+def test_predict_refuses_the_vocabulary_of_another_model(driver, data, small_tsv):
+    driver(f"{data} --save-onnx=m.onnx")
+    driver(f"{data} --max-ind-range=50 --save-onnx=other.onnx")
+    run = driver(f"--predict={small_tsv} --load-onnx=m.onnx --predictions=out")
+    assert run.code == 0
+    (run.folder / "m.vocabulary").rename(run.folder / "gone")
+    (run.folder / "other.vocabulary").rename(run.folder / "m.vocabulary")
+    refused = driver(f"--predict={small_tsv} --load-onnx=m.onnx --predictions=out")
+    assert refused.code == 2 and "is not the vocabulary that m.onnx was trained with" in refused.err
+
+
 def test_a_bad_row_while_scoring_leaves_no_half_file(driver, data, small_tsv):
     run = driver(f"{data} --save-onnx=m.onnx")
     (run.folder / "bad.txt").write_text(small_tsv.read_text() + "1\t2\n")

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mlet import checkpoint
-from mlet.checkpoint import load_checkpoint, save_checkpoint
+from mlet.checkpoint import link_checkpoint, load_checkpoint, save_checkpoint
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
@@ -215,3 +215,24 @@ def test_damage_is_named(tmp_path, damage, message):
     with pytest.raises(ValueError, match=message) as error:
         load_checkpoint(tmp_path / "ckpt")
     assert str(tmp_path / "ckpt") in str(error.value)
+
+
+def test_a_linked_checkpoint_is_the_same_and_stays_when_the_source_is_replaced(tmp_path):
+    save_checkpoint(tmp_path / "last", {"w": torch.ones(3)}, {"step": 1})
+    link_checkpoint(tmp_path / "last", tmp_path / "best")
+    assert (tmp_path / "best" / checkpoint.TENSORS).stat().st_ino == (tmp_path / "last" / checkpoint.TENSORS).stat().st_ino
+    save_checkpoint(tmp_path / "last", {"w": torch.zeros(3)}, {"step": 2})
+    tensors, state = load_checkpoint(tmp_path / "best")
+    assert torch.equal(tensors["w"], torch.ones(3)) and state == {"step": 1}
+    link_checkpoint(tmp_path / "last", tmp_path / "best")
+    assert load_checkpoint(tmp_path / "best")[1] == {"step": 2}
+
+
+def test_linking_falls_back_to_copying(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    save_checkpoint(tmp_path / "last", {"w": torch.ones(3)}, {"step": 1})
+    link_checkpoint(tmp_path / "last", tmp_path / "best")
+    assert torch.equal(load_checkpoint(tmp_path / "best")[0]["w"], torch.ones(3))
