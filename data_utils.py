@@ -18,9 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import queue
 import shutil
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -32,6 +30,7 @@ import torch
 
 from mlet.files import atomic_directory, atomic_file, recover_directory
 from sources import Batch, DataError, RawBlock, Source, Split
+from sources.encoding import ValueIndex, cap_values, transform_dense
 from sources.kaggle import criteo_blocks
 
 FORMAT_VERSION = 1
@@ -59,51 +58,6 @@ class StoreOptions:
 # ---------------------------------------------------------------------------------------------------- vocabulary
 
 
-class ValueIndex:
-    """Raw value -> id of one column, ids in order of first appearance; grows block by block."""
-
-    def __init__(self, values_by_id: np.ndarray | None = None) -> None:
-        """`values_by_id` [n]: a finished vocabulary; None starts an empty one."""
-        values = np.empty(0, np.uint32) if values_by_id is None else values_by_id
-        order = np.argsort(values, kind="stable")
-        self._sorted = values[order]
-        self._ids = order.astype(np.int32)
-
-    def __len__(self) -> int:
-        return len(self._sorted)
-
-    def values_by_id(self) -> np.ndarray:
-        """Raw value of each id [n]."""
-        values = np.empty_like(self._sorted)
-        values[self._ids] = self._sorted
-        return values
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Ids [n] int32 of raw values; a value outside the vocabulary becomes len(self), the unknown id."""
-        place, known = self._look_up(values)
-        return np.where(known, self._ids[place] if len(self) else 0, len(self)).astype(np.int32)
-
-    def grow(self, values: np.ndarray) -> np.ndarray:
-        """Ids [n] int32 of raw values, new ones numbered on in their order of appearance."""
-        distinct, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-        place, known = self._look_up(distinct)
-        ids = np.empty(len(distinct), np.int32)
-        ids[known] = self._ids[place[known]]
-        new = np.flatnonzero(~known)
-        ids[new[np.argsort(first[new])]] = np.arange(len(self), len(self) + len(new), dtype=np.int32)
-        if len(new):
-            where = np.searchsorted(self._sorted, distinct[new])
-            self._sorted = np.insert(self._sorted, where, distinct[new])
-            self._ids = np.insert(self._ids, where, ids[new])
-        return ids[inverse]
-
-    def _look_up(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not len(self):
-            return np.zeros(len(values), np.int64), np.zeros(len(values), bool)
-        place = np.searchsorted(self._sorted, values).clip(max=len(self) - 1)
-        return place, self._sorted[place] == values
-
-
 class Vocabulary:
     """Everything that turns raw rows into model input: kept beside every exported model.
 
@@ -121,7 +75,7 @@ class Vocabulary:
 
     def encode(self, block: RawBlock) -> tuple[torch.Tensor, torch.Tensor]:
         """Dense float32 [n, M] and ids int64 [n, T] of parsed raw rows."""
-        values = _cap(block.values, self.schema["options"]["max_ind_range"])
+        values = cap_values(block.values, self.schema["options"]["max_ind_range"])
         ids = np.stack([index.encode(values[:, t]) for t, index in enumerate(self._indexes)], axis=1)
         dense = transform_dense(torch.from_numpy(block.dense), self.schema["dense_transform"])
         return dense, torch.from_numpy(ids.astype(np.int64))
@@ -137,16 +91,6 @@ def save_vocabulary(store: str | Path, target: str | Path) -> None:
     with atomic_directory(target, marker=SCHEMA) as folder:
         shutil.copytree(Path(store) / "vocabulary", folder / "vocabulary")
         shutil.copyfile(Path(store) / SCHEMA, folder / SCHEMA)
-
-
-def transform_dense(dense: torch.Tensor, transform: str) -> torch.Tensor:
-    """Raw dense values [B, M] as the model sees them, float32: "log1p" is log(x + 1), "none" leaves them."""
-    dense = dense.to(torch.float32)
-    return torch.log(dense + 1) if transform == "log1p" else dense
-
-
-def _cap(values: np.ndarray, max_ind_range: int) -> np.ndarray:
-    return values % np.uint32(max_ind_range) if max_ind_range > 0 else values
 
 
 # ------------------------------------------------------------------------------------------------------- prepare
@@ -244,7 +188,7 @@ def _write_store(source: Source, options: StoreOptions, target: Path, checksum: 
         kept = []
         for block, keep in _sub_sample(source.blocks(), options):
             kept.append(keep)
-            values = _cap(block.values, options.max_ind_range)
+            values = cap_values(block.values, options.max_ind_range)
             columns = pool.map(lambda t, v=values: indexes[t].grow(v[:, t]), range(len(indexes)))
             ids.append(np.stack(list(columns), axis=1))
             dense.append(block.dense)
@@ -420,39 +364,4 @@ def _as_slice(rows: range) -> slice:
     return slice(rows.start, rows.stop)
 
 
-def prefetch(batches: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:
-    """Read batches in a background thread, up to `depth` ahead; errors come out here, an early stop ends the thread."""
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def read() -> None:
-        try:
-            for batch in batches:
-                if not put(batch):
-                    return
-            put(None)
-        except Exception as error:  # handed over to the consumer
-            put(error)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
-
-
-__all__ = ["DataError", "Store", "StoreOptions", "Vocabulary", "prefetch", "prepare", "save_vocabulary"]
+__all__ = ["DataError", "Store", "StoreOptions", "Vocabulary", "prepare", "save_vocabulary"]

@@ -50,6 +50,7 @@ from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_o
 from optim import build_optimizer, optimizer_names
 from optim.schedule import warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
+from sources.prefetch import prefetch
 from sources.random import RandomData
 
 # ------------------------------------------------------------------------------------------------------- 1. flags
@@ -323,11 +324,11 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
 
     def train_batches(start: int) -> Iterator[Batch]:
         batches = store.batches(rows, flags.mini_batch_size, start)
-        return data_utils.prefetch(batches) if flags.num_workers else batches
+        return prefetch(batches) if flags.num_workers else batches
 
     def eval_batches(split: str) -> Iterator[Batch]:
         batches = store.batches(store.rows_of(split), test_batch)
-        return data_utils.prefetch(batches) if test_workers else batches
+        return prefetch(batches) if test_workers else batches
 
     return Data(
         dense=len(store.schema["dense"]),
@@ -365,7 +366,7 @@ def open_random_data(flags: argparse.Namespace) -> Data:
     one_hot = one_hot and flags.rand_data_dist == "uniform"
 
     def train_batches(start: int) -> Iterator[Batch]:
-        return data_utils.prefetch(data.batches(start)) if flags.num_workers else data.batches(start)
+        return prefetch(data.batches(start)) if flags.num_workers else data.batches(start)
 
     return Data(
         dense=flags.arch_mlp_bot[0],

@@ -7,12 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import data_utils
 import sources.kaggle
-from data_utils import Store, StoreOptions, ValueIndex, Vocabulary, prefetch, prepare, save_vocabulary
+from data_utils import Store, StoreOptions, Vocabulary, prepare, save_vocabulary
 from sources.kaggle import KaggleSource
 
 OPTIONS = StoreOptions("kaggle")
@@ -187,19 +185,6 @@ def test_a_store_of_another_format_version_is_named(store):
         Store(store.directory)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 40), max_size=20), max_size=5))
-def test_value_index_numbers_by_first_appearance(blocks):
-    index, seen = ValueIndex(), {}
-    for block in blocks:
-        got = index.grow(np.array(block, np.uint32))
-        assert got.tolist() == [seen.setdefault(v, len(seen)) for v in block]
-    assert index.values_by_id().tolist() == list(seen)
-    again = ValueIndex(index.values_by_id())
-    every = np.arange(60, dtype=np.uint32)
-    assert again.encode(every).tolist() == [seen.get(v, len(seen)) for v in range(60)]
-
-
 def test_vocabulary_encodes_raw_rows_as_the_store_did(small_tsv, store, tmp_path):
     save_vocabulary(store.directory, tmp_path / "model.vocabulary")
     vocabulary = Vocabulary(tmp_path / "model.vocabulary")
@@ -222,22 +207,6 @@ def test_ids_in_counts_only_the_given_rows(store):
     rows = np.array([9, 4, 100])
     for t, flags in enumerate(store.ids_in(rows, chunk=2)):
         assert np.flatnonzero(flags).tolist() == sorted(set(every[rows, t]))
-
-
-def test_prefetch_keeps_the_order_passes_errors_and_ends_early():
-    assert list(prefetch(iter(range(50)), depth=3)) == list(range(50))
-
-    def broken():
-        yield 1
-        raise OSError("disk gone")
-
-    batches = prefetch(broken())
-    assert next(batches) == 1
-    with pytest.raises(OSError, match="disk gone"):
-        next(batches)
-    endless = prefetch(iter(int, 1))
-    next(endless)
-    endless.close()  # joins the reader, or hangs
 
 
 @pytest.mark.parametrize("options", [{"sub_sample_rate": 1.0}, {"sub_sample_rate": -0.1}, {"max_ind_range": 0}])
