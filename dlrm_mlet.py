@@ -155,7 +155,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--synthetic-seed", type=at_least(0), default=0, help="criteo-synthetic: seed of the data")
     add = parser.add_argument_group("random data").add_argument
     add("--data-size", type=at_least(1), default=1, help="samples")
-    add("--num-batches", type=at_least(0), default=0, help="training batches an epoch; 0: all")
+    add("--num-batches", type=at_least(-1), default=0, help="training batches an epoch; 0 or -1: all")
     add("--num-indices-per-lookup", type=at_least(1), default=10, help="most ids a bag")
     add("--num-indices-per-lookup-fixed", **boolean(), help="exactly that many, less duplicates")
     add("--rand-data-dist", choices=("uniform", "gaussian"), default="uniform", help="distribution of the ids")
@@ -350,7 +350,7 @@ def open_random_data(flags: argparse.Namespace) -> Data:
         flags.arch_mlp_bot[0],
         flags.arch_embedding_size,
         data_size=flags.data_size,
-        num_batches=flags.num_batches,
+        num_batches=max(0, flags.num_batches),
         batch_size=flags.mini_batch_size,
         lookups=flags.num_indices_per_lookup,
         lookups_fixed=flags.num_indices_per_lookup_fixed,
@@ -451,6 +451,7 @@ class Progress:
 
     epoch: int = 0
     iteration: int = 0  # batches of this epoch that are done
+    loss_sum: float = 0.0
     samples: int = 0
     batches: int = 0
     seconds: float = 0.0
@@ -481,7 +482,10 @@ class Trainer:
         )
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
-        self.batches_per_epoch = min(flags.num_batches, batches) if flags.num_batches else batches
+        self.batches_shown = (
+            flags.num_batches if flags.num_batches > 0 else batches
+        )  # in progress lines: as asked for, as in the reference
+        self.batches_per_epoch = min(self.batches_shown, batches)
         self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
         self.board = open_board(flags.tensor_board_filename)
         self.save_to = flags.save_model or flags.resume
@@ -514,11 +518,13 @@ class Trainer:
                 bar.update()
                 if profiler:
                     profiler.step()
-                testing = self._test_is_due()
-                if testing or self._print_is_due():
+                tested, printed = self._test_is_due(), self._print_is_due()
+                at_end = progress.iteration == self.batches_per_epoch and self.data.store is not None
+                if tested or printed or at_end:
                     progress.seconds += time.perf_counter() - began
-                    self._print_progress(bar)
-                    if testing:
+                    if tested or printed:
+                        self._print_progress(bar)
+                    if tested or at_end:
                         self.evaluate_and_save()
                     began = time.perf_counter()
         progress.seconds += time.perf_counter() - began
@@ -527,13 +533,11 @@ class Trainer:
 
     def _print_is_due(self) -> bool:
         done = self.progress.iteration
-        return done % self.flags.print_freq == 0 or done == self.batches_per_epoch
+        return done % self.flags.print_freq == 0 or done == self.batches_shown
 
     def _test_is_due(self) -> bool:
         done, every = self.progress.iteration, self.flags.test_freq
-        if done == self.batches_per_epoch:
-            return every > 0 or self.data.store is not None
-        return every > 0 and done % every == 0
+        return every > 0 and (done % every == 0 or done == self.batches_shown)
 
     def _step(self, batch: Batch) -> None:
         """One batch: forward, backward and, if the accumulation is complete, one update."""
@@ -597,7 +601,7 @@ class Trainer:
         per_batch = 1000 * progress.seconds / progress.batches if flags.print_time else -1
         wall_time = time.strftime(" (%H:%M)") if flags.print_wall_time else ""
         tqdm.write(
-            f"Finished training it {progress.iteration}/{self.batches_per_epoch} of epoch {progress.epoch}, "
+            f"Finished training it {progress.iteration}/{self.batches_shown} of epoch {progress.epoch}, "
             f"{per_batch:.2f} ms/it, loss {loss:.6f}{wall_time}",
             file=sys.stdout,
         )
@@ -620,7 +624,8 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Evaluate, save checkpoints, see whether a threshold is reached."""
         flags, progress = self.flags, self.progress
-        where = f"{progress.iteration}/{self.batches_per_epoch} of epoch {progress.epoch}"
+        self._stop_if_non_finite()
+        where = f"{progress.iteration}/{self.batches_shown} of epoch {progress.epoch}"
         tqdm.write(f"Testing at - {where},", file=sys.stdout)
         is_best = self.evaluate()
         if self.save_to:
@@ -639,7 +644,10 @@ class Trainer:
         flags, progress = self.flags, self.progress
         results = evaluate(self.model, self.data, self.device)
         metrics = {split: binary_metrics(*result) for split, result in results.items()}
-        test = metrics["test"]
+        # the reference's own line looks at no more test batches than there are training batches (--num-batches)
+        batch_size = flags.test_mini_batch_size if flags.test_mini_batch_size > 0 else flags.mini_batch_size
+        part = [values[: self.batches_shown * batch_size] for values in results["test"]]
+        test = metrics["test"] if len(part[0]) == metrics["test"]["samples"] else binary_metrics(*part)
         progress.last_metrics = metrics
         progress.best_test_accuracy = max(progress.best_test_accuracy, test["accuracy"])
         progress.best_test_auc = max(progress.best_test_auc, test["auc"] or 0.0)
@@ -648,7 +656,8 @@ class Trainer:
             self.metrics_file.write("eval", split=split, **where, **values)
         for name, value in (("Test/Acc", test["accuracy"] / 100), ("Test/AUC", test["auc"])):
             self._board(name, value)
-        print_metrics(metrics, progress, reference_metrics(*results["test"]) if flags.mlperf_logging else None)
+        reference = reference_metrics(*part) if flags.mlperf_logging else {"accuracy": test["accuracy"]}
+        print_metrics(metrics, progress, reference)
         is_best = "val" in metrics and is_better(metrics["val"], progress.best and progress.best["val"])
         if is_best:
             progress.best = where | metrics
@@ -658,6 +667,7 @@ class Trainer:
         """Write DIR/last, and DIR/best where validation says so."""
         progress, accumulate = self.progress, self.flags.mlperf_grad_accum_iter
         names = {parameter: name for name, parameter in self.model.named_parameters()}
+        progress.loss_sum = float(self._loss_sum)
         position = vars(progress) | {"iteration": progress.iteration - progress.iteration % accumulate}
         if progress.iteration == self.batches_per_epoch:
             position |= {"epoch": progress.epoch + 1, "iteration": 0}
@@ -706,6 +716,7 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
+        self._loss_sum.fill_(self.progress.loss_sum)
         print(f"Resumed from {source}: epoch {self.progress.epoch}, iteration {self.progress.iteration}")
 
 
@@ -772,16 +783,16 @@ def is_better(metrics: dict, best: dict | None) -> bool:
     return metrics["auc"] > best["auc"]
 
 
-def print_metrics(metrics: dict, progress: Progress, reference: dict | None) -> None:
-    """The reference's accuracy line on the test split, then one line a split."""
-    accuracy = f"accuracy {metrics['test']['accuracy']:3.3f} %, best {progress.best_test_accuracy:3.3f} %"
-    lines = [f" {accuracy}"]
-    if reference:
+def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
+    """The reference's line on the test split, then one line a split over all its rows."""
+    line = f" accuracy {reference['accuracy']:3.3f} %, best {progress.best_test_accuracy:3.3f} %"
+    if "recall" in reference:
         values = {name: math.nan if value is None else value for name, value in reference.items()}
-        lines = [
+        line = (
             f"recall {values['recall']:.4f}, precision {values['precision']:.4f}, f1 {values['f1']:.4f}, "
-            f"ap {values['ap']:.4f}, auc {values['roc_auc']:.4f}, best auc {progress.best_test_auc:.4f}, {accuracy}"
-        ]
+            f"ap {values['ap']:.4f}, auc {values['roc_auc']:.4f}, best auc {progress.best_test_auc:.4f},{line}"
+        )
+    lines = [line]
     for split, values in metrics.items():
         shown = ", ".join(
             f"{name} {'undefined' if values[name] is None else format(values[name], '.5f')}"
