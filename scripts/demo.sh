@@ -25,4 +25,4 @@ train() {
 
 train single-layer "$@"
 train mlet --mlet-inner-dim=64 "$@"
-"$PYTHON" scripts/demo_table.py demo_output/single-layer.jsonl demo_output/mlet.jsonl
+"$PYTHON" scripts/metrics_table.py demo_output/single-layer.jsonl demo_output/mlet.jsonl

@@ -3,22 +3,21 @@
 Usage:
     python -m sources.synthetic --rows 400000 --seed 1 --out train.txt
 
-writes `train.txt` (label, 13 integers, 26 hexadecimal categoricals, tab separated) and `train.txt.teacher.npy` (the
-click probability that each label was drawn from), then prints rows, label rate and the teacher's AUC and logloss,
-which no model can beat except by luck.
+writes `train.txt` (label, 13 integers, 26 hexadecimal categoricals, tab separated) and
+`train.txt.teacher.npy` (the click probability of each row), then prints rows, label rate and the teacher's
+AUC and logloss over all rows: no model can beat them except by luck.
 
-The teacher is a factorisation machine over the informative tables. All it knows of an id is a point u in RANK
-dimensions, hashed from seed, table and id:
+The teacher is a factorisation machine over the informative tables. All it knows of an id is a point u in
+RANK dimensions, hashed from seed, table and id; w is a unit vector drawn from the seed:
 
     logit = bias + a sum_c weight_c log(1 + integer_c) + b <w, sum_t u_t> + c sum_{s<t} <u_s, u_t>
 
-so a one-hot linear model misses the pairs, and rare ids can be placed in a space that frequent ones have shaped.
-Missing and negative integers count as 0, missing categoricals as u = 0. The unit vector w is drawn from the seed; a, b
-and c give the terms the shares below of the variance, SPREAD ** 2, on the first block, so that all seeds are alike.
+so a one-hot linear model misses the pairs. Missing and negative integers count as 0, and so does the point of
+a missing categorical. a, b and c give the terms their TERM_SHARES of the variance on the first block.
 
-Rows are drawn in blocks of BLOCK_ROWS, each from its own generator, and no distribution depends on the number of rows:
-a shorter file is a prefix of a longer one with the same seed. Ids are drawn by a power law over the full Criteo
-Kaggle table sizes, so the number of distinct ids seen grows with the rows about as it does there.
+Rows are drawn in blocks of BLOCK_ROWS, each from its own generator, and no distribution depends on the
+number of rows: a shorter file is a prefix of a longer one with the same seed (and the same NumPy). Ids follow
+power laws over the full Criteo table sizes: about as many distinct ones are seen as in as many real rows.
 
 Legend: n rows of a block, M integer columns, T tables.
 """
@@ -31,7 +30,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import log_loss, roc_auc_score
@@ -39,16 +38,14 @@ from sklearn.metrics import log_loss, roc_auc_score
 BLOCK_ROWS = 65_536
 LABEL_RATE = 0.25
 RANK = 3  # at most 4: a point takes 16 bits a dimension from one hash of 64
-SPREAD = 1.45  # standard deviation of the logit, if its terms were uncorrelated
-INTEGER_SHARE, ID_SHARE, PAIR_SHARE = 0.20, 0.05, 0.75
-
+SPREAD = 1.45  # standard deviation of the logit if its terms were uncorrelated
+TERM_SHARES = (0.20, 0.05, 0.75)  # of the variance: integers, ids, pairs of ids
+FIELD_CHARACTERS = 10  # a tab, then a sign and eight digits, or eight hexadecimal digits
 TEACHER_SUFFIX = ".teacher.npy"
-INTEGER_CHARACTERS = 9  # a sign and eight digits
-TOKEN_CHARACTERS = 8
-ID_BITS = 24  # ids of one table, so that 26 tables share the 32 bits of a token
+ID_BITS = 24  # of a token's 32; the others tell the tables apart
 
 
-class IntegerColumn(NamedTuple):
+class Dense(NamedTuple):
     """Criteo's shape of one integer column, and the teacher's weight of log(1 + value)."""
 
     missing: float  # share of rows
@@ -59,7 +56,7 @@ class IntegerColumn(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Criteo's shape of one categorical column: id i has probability ~ (i + shift) ** -exponent."""
+    """Criteo's shape of one categorical column: id i has a probability ~ (i + shift) ** -exponent."""
 
     ids: int  # in the full data set of 45,840,617 rows
     exponent: float
@@ -69,51 +66,31 @@ class Table(NamedTuple):
 
 
 INTEGER_COLUMNS = (
-    IntegerColumn(0.4449, 0.444, 44, 5_775, 0.10),
-    IntegerColumn(0.0, 0.279, 2_298, 257_675, 0.02),
-    IntegerColumn(0.1909, 0.007, 364, 65_535, -0.05),
-    IntegerColumn(0.1938, 0.066, 45, 969, -0.05),
-    IntegerColumn(0.0478, 0.019, 284_256, 23_159_456, -0.05),
-    IntegerColumn(0.2520, 0.064, 1_575, 431_037, -0.10),
-    IntegerColumn(0.0475, 0.255, 200, 56_311, 0.10),
-    IntegerColumn(0.0011, 0.112, 48, 6_047, -0.05),
-    IntegerColumn(0.0475, 0.031, 1_248, 29_019, 0.0),
-    IntegerColumn(0.4449, 0.476, 3, 11, 0.20),
-    IntegerColumn(0.0475, 0.267, 23, 231, 0.20),
-    IntegerColumn(0.7722, 0.741, 15, 4_008, 0.10),
-    IntegerColumn(0.1938, 0.064, 76, 7_393, -0.10),
-)
-NEGATIVE_COLUMN = 1  # I2, the only column with values below zero
-MINUS_ONE_SHARE, MINUS_TWO_SHARE = 0.0975, 0.0008
-
+    Dense(0.4449, 0.444, 44, 5_775, 0.10), Dense(0.0, 0.279, 2_298, 257_675, 0.02),
+    Dense(0.1909, 0.007, 364, 65_535, -0.05), Dense(0.1938, 0.066, 45, 969, -0.05),
+    Dense(0.0478, 0.019, 284_256, 23_159_456, -0.05), Dense(0.252, 0.064, 1_575, 431_037, -0.10),
+    Dense(0.0475, 0.255, 200, 56_311, 0.10), Dense(0.0011, 0.112, 48, 6_047, -0.05),
+    Dense(0.0475, 0.031, 1_248, 29_019, 0.0), Dense(0.4449, 0.476, 3, 11, 0.20),
+    Dense(0.0475, 0.267, 23, 231, 0.20), Dense(0.7722, 0.741, 15, 4_008, 0.10),
+    Dense(0.1938, 0.064, 76, 7_393, -0.10),
+)  # fmt: skip
 TABLES = (
-    Table(1_460, 1.95, 0.89, 0.0, True),
-    Table(583, 1.96, 6.83, 0.0, True),
-    Table(10_131_227, 1.005, 1.18, 0.0392, False),
-    Table(2_202_608, 1.125, 2.12, 0.0392, True),
-    Table(305, 2.44, 0.69, 0.0, False),
-    Table(24, 4.0, 3.5, 0.1373, False),
-    Table(12_517, 1.37, 45.1, 0.0, False),
-    Table(633, 2.24, 0.87, 0.0, False),
-    Table(3, 2.73, 0.48, 0.0, False),
-    Table(93_145, 1.14, 0.23, 0.0, True),
-    Table(5_683, 1.51, 26.4, 0.0, True),
-    Table(8_351_593, 1.022, 1.43, 0.0392, False),
-    Table(3_194, 1.355, 17.8, 0.0, True),
-    Table(27, 4.0, 6.2, 0.0, False),
-    Table(14_992, 1.63, 32.9, 0.0, False),
-    Table(5_461_306, 1.068, 2.18, 0.0392, False),
-    Table(10, 1.06, 0.35, 0.0, False),
-    Table(5_652, 1.74, 14.1, 0.0, True),
-    Table(2_173, 1.29, 0.09, 0.4135, True),
-    Table(4, 0.47, 0.34, 0.4135, False),
-    Table(7_046_547, 1.04, 1.72, 0.0392, False),
-    Table(18, 4.0, 3.5, 0.8172, False),
-    Table(15, 3.11, 3.25, 0.0, False),
-    Table(286_181, 1.26, 3.06, 0.0392, True),
-    Table(105, 4.0, 7.0, 0.4135, False),
-    Table(142_572, 1.20, 2.17, 0.4135, True),
-)
+    Table(1_460, 1.95, 0.89, 0.0, True), Table(583, 1.96, 6.83, 0.0, True),
+    Table(10_131_227, 1.005, 1.18, 0.0392, False), Table(2_202_608, 1.125, 2.12, 0.0392, True),
+    Table(305, 2.44, 0.69, 0.0, False), Table(24, 4.0, 3.5, 0.1373, False),
+    Table(12_517, 1.37, 45.1, 0.0, False), Table(633, 2.24, 0.87, 0.0, False),
+    Table(3, 2.73, 0.48, 0.0, False), Table(93_145, 1.14, 0.23, 0.0, True),
+    Table(5_683, 1.51, 26.4, 0.0, True), Table(8_351_593, 1.022, 1.43, 0.0392, False),
+    Table(3_194, 1.355, 17.8, 0.0, True), Table(27, 4.0, 6.2, 0.0, False),
+    Table(14_992, 1.63, 32.9, 0.0, False), Table(5_461_306, 1.068, 2.18, 0.0392, False),
+    Table(10, 1.06, 0.35, 0.0, False), Table(5_652, 1.74, 14.1, 0.0, True),
+    Table(2_173, 1.29, 0.09, 0.4135, True), Table(4, 0.47, 0.34, 0.4135, False),
+    Table(7_046_547, 1.04, 1.72, 0.0392, False), Table(18, 4.0, 3.5, 0.8172, False),
+    Table(15, 3.11, 3.25, 0.0, False), Table(286_181, 1.26, 3.06, 0.0392, True),
+    Table(105, 4.0, 7.0, 0.4135, False), Table(142_572, 1.20, 2.17, 0.4135, True),
+)  # fmt: skip
+NEGATIVE_COLUMN = 1  # I2, the only one with values below zero
+NEGATIVE_COLUMN_LOW_SHARES = (0.648, 0.349, 0.003)  # of 0, -1, -2 among its values that are at most 0
 # Columns with the same share are missing in the same rows, as most of them are in Criteo.
 MISSING_SHARES = sorted({column.missing for column in (*INTEGER_COLUMNS, *TABLES)})
 
@@ -136,85 +113,65 @@ class Features(NamedTuple):
 
 
 def write_criteo_tsv(path: str | os.PathLike[str], rows: int, seed: int = 0) -> None:
-    """Write `rows` planted rows to `path` and their float32 [rows] click probabilities beside it.
+    """Write planted rows to `path` and their click probabilities to `path`.teacher.npy, float32 [rows].
 
-    Both files are written under temporary names in the same folder and renamed when complete: where `path` is newly
-    there, so are its probabilities. Needs the same memory for any number of rows. Raises ValueError on fewer than
-    one row, a negative seed or a path that cannot be a file, OSError when writing fails; neither leaves anything.
+    Both are written under temporary names in the same folder and renamed when complete, the rows last. The
+    memory needed does not depend on `rows`. Raises ValueError on fewer than one row, a negative seed or a
+    path that cannot be a file, OSError when writing fails; an unfinished write leaves no file.
     """
-    if rows < 1:
-        raise ValueError(f"rows must be at least 1, got {rows}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, got {seed}")
-    text_path = Path(path)
-    if text_path.is_dir() or not text_path.parent.is_dir():
-        raise ValueError(f"cannot write {text_path}: it is a folder, or the folder that it lies in does not exist")
-    teacher_path = _teacher_path(text_path)
-    text_aside, teacher_aside = (p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (text_path, teacher_path))
+    if rows < 1 or seed < 0:
+        raise ValueError(f"rows must be at least 1 and seed at least 0, got rows {rows}, seed {seed}")
+    final = Path(path), Path(f"{os.fspath(path)}{TEACHER_SUFFIX}")
+    if not final[0].parent.is_dir() or (final[0].exists() and not final[0].is_file()):
+        raise ValueError(f"cannot write {final[0]}: its folder does not exist, or it is no regular file")
+    aside = [name.with_name(f".{name.name}.{os.getpid()}.tmp") for name in final]
     try:
-        with open(text_aside, "wb") as text_file, open(teacher_aside, "wb") as teacher_file:
-            _write_rows(text_file, teacher_file, rows, seed)
-        text_path.unlink(missing_ok=True)  # an old text beside new probabilities would pass for a pair
-        os.replace(teacher_aside, teacher_path)
-        os.replace(text_aside, text_path)
+        with open(aside[0], "wb") as text_file, open(aside[1], "wb") as teacher_file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows,)}
+            np.lib.format.write_array_header_1_0(teacher_file, header)
+            for text, probabilities in _blocks(rows, seed):
+                text_file.write(text)
+                teacher_file.write(probabilities.astype("<f4").tobytes())
+        final[0].unlink(missing_ok=True)  # old rows beside new probabilities would pass for a pair
+        os.replace(aside[1], final[1])
+        os.replace(aside[0], final[0])
     finally:
-        text_aside.unlink(missing_ok=True)
-        teacher_aside.unlink(missing_ok=True)
+        for name in aside:
+            name.unlink(missing_ok=True)
 
 
 def teacher_probabilities(path: str | os.PathLike[str]) -> np.ndarray:
     """Return the click probabilities of the rows of `path`, float32 [rows], memory-mapped."""
-    return np.load(_teacher_path(path), mmap_mode="r")
-
-
-def _teacher_path(path: str | os.PathLike[str]) -> Path:
-    return Path(f"{os.fspath(path)}{TEACHER_SUFFIX}")
-
-
-def _write_rows(text_file: BinaryIO, teacher_file: BinaryIO, rows: int, seed: int) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows,)}
-    np.lib.format.write_array_header_1_0(teacher_file, header)
-    for text, probabilities in _blocks(rows, seed):
-        text_file.write(text)
-        teacher_file.write(probabilities.astype("<f4").tobytes())
+    return np.load(f"{os.fspath(path)}{TEACHER_SUFFIX}", mmap_mode="r")
 
 
 def _blocks(rows: int, seed: int) -> Iterator[tuple[bytes, np.ndarray]]:
     """Yield the text of consecutive rows and their click probabilities, float32 [n]."""
     teacher = _make_teacher(seed)
     for index, start in enumerate(range(0, rows, BLOCK_ROWS)):
-        generator = _generator(seed, index)
+        generator = np.random.default_rng([seed, 1 + index])
         features = _draw_features(generator)
         logits = (_terms(teacher.direction, teacher.keys, features) * teacher.scales).sum(axis=1)
-        probabilities = _sigmoid(logits + teacher.bias)
+        probabilities = 1 / (1 + np.exp(-logits - teacher.bias))
         labels = generator.random(BLOCK_ROWS) < probabilities
         kept = slice(0, min(BLOCK_ROWS, rows - start))
         yield _format_rows(labels[kept], Features(*(part[kept] for part in features))), probabilities[kept]
 
 
-def _generator(seed: int, block: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(block,))))
-
-
 def _make_teacher(seed: int) -> Teacher:
-    """Draw the teacher; scales and bias are set on the first block, the bias so that LABEL_RATE of its rows click."""
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    """Draw the teacher, then fit its scales to TERM_SHARES and its bias to LABEL_RATE on the first block."""
+    generator = np.random.default_rng([seed, 0])
     direction = generator.standard_normal(RANK, dtype=np.float32)
     direction /= np.linalg.norm(direction)
     keys = generator.integers(0, 2**64, len(TABLES), dtype=np.uint64)
-    terms = _terms(direction, keys, _draw_features(_generator(seed, 0)))
-    shares = np.array([INTEGER_SHARE, ID_SHARE, PAIR_SHARE])
-    scales = (SPREAD * np.sqrt(shares) / terms.std(axis=0)).astype(np.float32)
+    terms = _terms(direction, keys, _draw_features(np.random.default_rng([seed, 1])))
+    scales = (SPREAD * np.sqrt(TERM_SHARES) / terms.std(axis=0)).astype(np.float32)
     logits = (terms * scales).sum(axis=1)
-    low, high = -20.0, 20.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _sigmoid(logits + middle).mean() > LABEL_RATE else (middle, high)
-    return Teacher(direction, keys, scales, np.float32(low))
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logits))
+    bias = 0.0
+    for _ in range(30):  # a contraction: the error falls by at least half each time
+        rate = (1 / (1 + np.exp(-logits - bias))).mean()
+        bias += np.log(LABEL_RATE / (1 - LABEL_RATE)) - np.log(rate / (1 - rate))
+    return Teacher(direction, keys, scales, np.float32(bias))
 
 
 def _draw_features(generator: np.random.Generator) -> Features:
@@ -222,19 +179,15 @@ def _draw_features(generator: np.random.Generator) -> Features:
     absent = {share: generator.random(BLOCK_ROWS) < share for share in MISSING_SHARES}
     present = np.stack([~absent[column.missing] for column in INTEGER_COLUMNS], axis=1)
     integers = np.stack([_draw_integers(generator, column) for column in INTEGER_COLUMNS], axis=1)
-    negative = generator.random(BLOCK_ROWS)
-    column = INTEGER_COLUMNS[NEGATIVE_COLUMN]
-    at_zero = integers[:, NEGATIVE_COLUMN] == 0
-    integers[at_zero & (negative < MINUS_ONE_SHARE / column.zero), NEGATIVE_COLUMN] = -1
-    integers[at_zero & (negative < MINUS_TWO_SHARE / column.zero), NEGATIVE_COLUMN] = -2
+    low = generator.choice([0, -1, -2], BLOCK_ROWS, p=NEGATIVE_COLUMN_LOW_SHARES)
+    integers[:, NEGATIVE_COLUMN] += low * (integers[:, NEGATIVE_COLUMN] == 0)
     ids = np.stack([np.where(absent[t.missing], -1, _draw_ids(generator, t)) for t in TABLES], axis=1)
     return Features(integers * present, present, ids)
 
 
-def _draw_integers(generator: np.random.Generator, column: IntegerColumn) -> np.ndarray:
-    """Draw values >= 0, int64 [BLOCK_ROWS]: 1 + value is log-normal, through the column's two known quantiles."""
-    standard = NormalDist()
-    zero, high = standard.inv_cdf(column.zero), standard.inv_cdf(0.99)
+def _draw_integers(generator: np.random.Generator, column: Dense) -> np.ndarray:
+    """Draw values >= 0, int64 [BLOCK_ROWS]: 1 + value is log-normal, through the column's two quantiles."""
+    zero, high = (NormalDist().inv_cdf(share) for share in (column.zero, 0.99))
     scale = (np.log1p(column.quantile_99) - np.log(2)) / (high - zero)
     logs = np.log(2) + scale * (generator.standard_normal(BLOCK_ROWS) - zero)
     return np.minimum(np.expm1(np.maximum(logs, 0)), column.maximum).astype(np.int64)
@@ -264,48 +217,43 @@ def _terms(direction: np.ndarray, keys: np.ndarray, features: Features) -> np.nd
 
 
 def _points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
-    """Return the latent points of ids, float32 [n, RANK]: uniform, mean 0, variance 1, from 16 hashed bits each.
+    """Return the points of ids, float32 [n, RANK]: uniform, mean 0, variance 1; a missing id (-1) has 0.
 
-    The hash is splitmix64, so that a table of ten million ids needs no memory. A missing id (-1) has the point 0.
+    Hashed (splitmix64) rather than stored, so that a table of ten million ids needs no memory.
     """
     bits = key + ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits ^= bits >> np.uint64(31)
-    parts = bits.astype("<u8").view("<u2").reshape(len(ids), 4)[:, :RANK].astype(np.float32)
-    points = (parts - np.float32(32767.5)) * np.float32(12**0.5 / 65536)
-    return points * (ids >= 0)[:, None]
+    parts = (bits ^ (bits >> np.uint64(31))).astype("<u8").view("<u2").reshape(-1, 4)[:, :RANK]
+    return (parts - np.float32(32767.5)) * np.float32(12**0.5 / 65536) * (ids >= 0)[:, None]
 
 
 def _format_rows(labels: np.ndarray, features: Features) -> bytes:
-    """Return the rows as text: every field is laid out at its full width, then the unused zero bytes are dropped."""
-    n = len(labels)
-    integers = _decimal(features.integers) * features.integers_present[:, :, None]
-    tokens = _hexadecimal(_tokens(features.ids)) * (features.ids >= 0)[:, :, None]
-    fields = [np.pad(text, ((0, 0), (0, 0), (1, 0)), constant_values=ord("\t")) for text in (integers, tokens)]
-    label = (ord("0") + labels).astype(np.uint8)[:, None]
-    line_end = np.full((n, 1), ord("\n"), dtype=np.uint8)
-    page = np.concatenate([label, *(field.reshape(n, -1) for field in fields), line_end], axis=1)
+    """Return the rows as text: fields are laid out at full width, then unused (zero) bytes are dropped."""
+    n, integers = features.integers.shape
+    fields = np.zeros((n, integers + features.ids.shape[1], FIELD_CHARACTERS), dtype=np.uint8)
+    fields[:, :, 0] = ord("\t")
+    fields[:, :integers, 1:] = _decimal(features.integers) * features.integers_present[:, :, None]
+    fields[:, integers:, 2:] = _hexadecimal(_tokens(features.ids)) * (features.ids >= 0)[:, :, None]
+    line_ends = np.full(n, ord("\n"), dtype=np.uint8)
+    page = np.column_stack([ord("0") + labels.astype(np.uint8), fields.reshape(n, -1), line_ends])
     return page[page != 0].tobytes()
 
 
 def _decimal(values: np.ndarray) -> np.ndarray:
-    """Return decimal characters, uint8 [n, M, INTEGER_CHARACTERS], 0 where a place is not used."""
-    characters = np.zeros((*values.shape, INTEGER_CHARACTERS), dtype=np.uint8)
+    """Return decimal characters, uint8 [n, M, 9]: a sign and eight digits, 0 where a place is not used."""
+    characters = np.zeros((*values.shape, FIELD_CHARACTERS - 1), dtype=np.uint8)
     characters[..., 0] = np.where(values < 0, ord("-"), 0)
     rest = np.abs(values).astype(np.uint32)
     characters[..., -1] = ord("0") + rest % 10
-    for place in range(INTEGER_CHARACTERS - 2, 0, -1):
+    for place in range(characters.shape[-1] - 2, 0, -1):
         rest //= 10
         characters[..., place] = np.where(rest > 0, ord("0") + rest % 10, 0)
     return characters
 
 
 def _tokens(ids: np.ndarray) -> np.ndarray:
-    """Return tokens, uint32 [n, T]: a bijective hash (murmur3's last step), so no two ids of any tables share one.
-
-    None is 0, which readers of the format take for missing.
-    """
+    """Return tokens, uint32 [n, T], by a bijective hash: no two ids share one, and none reads as missing."""
     tables = np.arange(ids.shape[1], dtype=np.uint32) << np.uint32(ID_BITS)
     mixed = tables + (ids + 1).astype(np.uint32)
     mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
@@ -314,29 +262,29 @@ def _tokens(ids: np.ndarray) -> np.ndarray:
 
 
 def _hexadecimal(tokens: np.ndarray) -> np.ndarray:
-    """Return lower-case hexadecimal characters, uint8 [n, T, TOKEN_CHARACTERS]."""
+    """Return lower-case hexadecimal characters, uint8 [n, T, 8]."""
     pairs = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), dtype=np.uint8).reshape(256, 2)
     octets = tokens.astype(">u4").view(np.uint8).reshape(*tokens.shape, 4)
-    return pairs[octets].reshape(*tokens.shape, TOKEN_CHARACTERS)
+    return pairs[octets].reshape(*tokens.shape, 8)
 
 
 def _summary(path: str) -> str:
-    """Return rows, label rate and the teacher's quality on all rows; holds one label and score a row in memory."""
+    """Return rows, label rate and the teacher's quality over all rows; holds a label and a score a row."""
     scores = teacher_probabilities(path)
     with open(path, "rb") as file:
         labels = np.fromiter((line[0] == ord("1") for line in file), dtype=bool, count=len(scores))
-    auc = f"{roc_auc_score(labels, scores):.4f}" if 0 < labels.sum() < len(labels) else "undefined (one class)"
+    auc = f"{roc_auc_score(labels, scores):.4f}" if 0 < labels.mean() < 1 else "undefined (one class)"
     logloss = log_loss(labels, scores, labels=[False, True])
-    return f"rows {len(labels)}, label rate {labels.mean():.4f}, teacher AUC {auc}, teacher logloss {logloss:.4f}"
+    return f"rows {len(labels)}, label rate {labels.mean():.4f}, teacher AUC {auc}, logloss {logloss:.4f}"
 
 
-def main() -> int:
-    """Run the command line; returns its exit code."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m sources.synthetic", description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, required=True, help="number of rows, at least 1")
     parser.add_argument("--seed", type=int, default=0, help="fixes teacher and rows (default 0)")
     parser.add_argument("--out", required=True, help="file to write; its folder must exist")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         write_criteo_tsv(arguments.out, arguments.rows, arguments.seed)
         print(_summary(arguments.out))

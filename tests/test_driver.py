@@ -432,12 +432,10 @@ def test_a_missing_raw_file_is_named(driver):
         assert run.code == 2 and ("nowhere.txt" in run.err or "--raw-data-file" in run.err) and run.err.count("\n") == 1
 
 
-def test_a_non_finite_loss_names_the_iteration_and_the_checkpoint(driver, data):
-    options = f"{data} --learning-rate=1e9 --arch-interaction-op=cat --loss-function=mse --test-freq=1 --print-freq=1"
-    run = driver(f"{options} --save-model=run --weighted-pooling=learned --loss-threshold=0")
-    if run.code == 0:
-        pytest.skip("this architecture saturates instead")
-    assert run.code == 2 and re.search(r"not finite at iteration \d+ of epoch 0", run.err)
+def test_a_rate_far_too_high_names_the_iteration(driver, data):
+    run = driver(f"{data} --learning-rate=1e30")
+    assert run.code == 2 and run.err.count("\n") == 1
+    assert re.search(r"not finite at iteration \d of epoch 0; no checkpoint was saved", run.err)
 
 
 def test_a_nan_in_the_weights_stops_before_the_update(driver, data, monkeypatch):
