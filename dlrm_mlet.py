@@ -487,9 +487,8 @@ class Trainer:
         )
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
-        self.batches_shown = (
-            flags.num_batches if flags.num_batches > 0 else batches
-        )  # in progress lines: as asked for, as in the reference
+        # progress lines count to --num-batches even where the data ends before, as the reference's do
+        self.batches_shown = flags.num_batches if flags.num_batches > 0 else batches
         self.batches_per_epoch = min(self.batches_shown, batches)
         self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
         self.board = open_board(flags.tensor_board_filename)
@@ -509,6 +508,7 @@ class Trainer:
             while self.progress.epoch < self.flags.nepochs and not self.stopped:
                 self.model.train()
                 self._fit_epoch(bar, profiler)
+        self._count_training_time()
 
     def _fit_epoch(self, bar: tqdm, profiler: torch.profiler.profile | None) -> None:
         progress = self.progress
@@ -616,10 +616,14 @@ class Trainer:
         where = {"epoch": progress.epoch, "iteration": progress.iteration}
         self.metrics_file.write("train", **where, loss=loss, samples_per_second=speed)
         self._board("Train/Loss", loss)
+        self._count_training_time()
+        self._loss_sum.zero_()
+
+    def _count_training_time(self) -> None:
+        progress = self.progress
         progress.train_seconds += progress.seconds
         progress.train_samples += progress.samples
         progress.samples, progress.batches, progress.seconds = 0, 0, 0.0
-        self._loss_sum.zero_()
 
     def _board(self, name: str, value: float | None) -> None:
         if self.board and value is not None:
