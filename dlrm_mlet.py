@@ -524,13 +524,16 @@ class Trainer:
                 if profiler:
                     profiler.step()
                 tested, printed = self._test_is_due(), self._print_is_due()
-                at_end = progress.iteration == self.batches_per_epoch and self.data.store is not None
+                at_end = progress.iteration == self.batches_per_epoch
                 if tested or printed or at_end:
                     progress.seconds += time.perf_counter() - began
                     if tested or printed:
                         self._print_progress(bar)
-                    if tested or at_end:
+                    if tested or (at_end and self.data.store is not None):
                         self.evaluate_and_save()
+                    elif at_end and self.save_to:
+                        self._stop_if_non_finite()
+                        self.save(is_best=False)
                     began = time.perf_counter()
         progress.seconds += time.perf_counter() - began
         if not self.stopped:

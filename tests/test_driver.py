@@ -275,6 +275,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(driver, data, optimizer, flag
     assert [e["epoch"] for e in rest.events if e.get("split") == "val"] == [0, 1, 2]  # appended to the first run's
 
 
+def test_random_data_is_saved_at_each_epochs_end_and_resumes(driver):
+    """The reference saves only where it tests, so that without --test-freq nothing is ever saved."""
+    whole = losses(driver(f"{RANDOM} --nepochs=3"))
+    driver(f"{RANDOM} --nepochs=2 --save-model=run")
+    assert losses(driver(f"{RANDOM} --nepochs=3 --resume=run")) == whole[-3:]
+
+
 def test_resume_in_the_middle_of_an_epoch(driver, data):
     """Killed after the second evaluation: the last checkpoint goes on where it stood."""
     whole = driver(f"{data} --nepochs=2 --test-freq=10")
