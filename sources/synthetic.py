@@ -8,12 +8,12 @@ writes `train.txt` (label, 13 integers, 26 hexadecimal categoricals, tab separat
 AUC and logloss over all rows: no model can beat them except by luck.
 
 The teacher is a factorisation machine over the informative tables. All it knows of an id is a point u in
-RANK dimensions, hashed from seed, table and id; w is a unit vector drawn from the seed:
+RANK dimensions, hashed from seed, table and id; 1 is the vector of ones:
 
-    logit = bias + a sum_c weight_c log(1 + integer_c) + b <w, sum_t u_t> + c sum_{s<t} <u_s, u_t>
+    logit = bias + a sum_c weight_c log(1 + integer_c) + b <1, sum_t u_t> + c sum_{s<t} <u_s, u_t>
 
-so a one-hot linear model misses the pairs. Missing and negative integers count as 0, and so does the point of
-a missing categorical. a, b and c give the terms their TERM_SHARES of the variance on the first block.
+so a one-hot linear model misses the pairs. Missing and negative integers count as 0, a missing categorical
+has u = 0. On the first block each table's points have mean 0; a, b and c give the terms their TERM_SHARES.
 
 Rows are drawn in blocks of BLOCK_ROWS, each from its own generator, and no distribution depends on the
 number of rows: a shorter file is a prefix of a longer one with the same seed (and the same NumPy). Ids follow
@@ -38,8 +38,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 BLOCK_ROWS = 65_536
 LABEL_RATE = 0.25
 RANK = 3  # at most 4: a point takes 16 bits a dimension from one hash of 64
-SPREAD = 1.45  # standard deviation of the logit if its terms were uncorrelated
-TERM_SHARES = (0.20, 0.05, 0.75)  # of the variance: integers, ids, pairs of ids
+SPREAD = 1.48  # standard deviation of the logit if its terms were uncorrelated
+TERM_SHARES = (0.20, 0.15, 0.65)  # of the variance: integers, ids, pairs of ids
 FIELD_CHARACTERS = 10  # a tab, then a sign and eight digits, or eight hexadecimal digits
 TEACHER_SUFFIX = ".teacher.npy"
 ID_BITS = 24  # of a token's 32; the others tell the tables apart
@@ -98,8 +98,8 @@ MISSING_SHARES = sorted({column.missing for column in (*INTEGER_COLUMNS, *TABLES
 class Teacher(NamedTuple):
     """Everything that a seed fixes for all rows."""
 
-    direction: np.ndarray  # float32 [RANK], unit length
-    keys: np.ndarray  # uint64 [T]
+    keys: np.ndarray  # uint64 [T], of the hashes
+    centres: np.ndarray  # float32 [T, RANK], taken off the hashed points
     scales: np.ndarray  # float32 [3], of the integer, id and pair terms
     bias: np.float32
 
@@ -151,7 +151,7 @@ def _blocks(rows: int, seed: int) -> Iterator[tuple[bytes, np.ndarray]]:
     for index, start in enumerate(range(0, rows, BLOCK_ROWS)):
         generator = np.random.default_rng([seed, 1 + index])
         features = _draw_features(generator)
-        logits = (_terms(teacher.direction, teacher.keys, features) * teacher.scales).sum(axis=1)
+        logits = (_terms(teacher.keys, teacher.centres, features) * teacher.scales).sum(axis=1)
         probabilities = 1 / (1 + np.exp(-logits - teacher.bias))
         labels = generator.random(BLOCK_ROWS) < probabilities
         kept = slice(0, min(BLOCK_ROWS, rows - start))
@@ -159,19 +159,19 @@ def _blocks(rows: int, seed: int) -> Iterator[tuple[bytes, np.ndarray]]:
 
 
 def _make_teacher(seed: int) -> Teacher:
-    """Draw the teacher, then fit its scales to TERM_SHARES and its bias to LABEL_RATE on the first block."""
-    generator = np.random.default_rng([seed, 0])
-    direction = generator.standard_normal(RANK, dtype=np.float32)
-    direction /= np.linalg.norm(direction)
-    keys = generator.integers(0, 2**64, len(TABLES), dtype=np.uint64)
-    terms = _terms(direction, keys, _draw_features(np.random.default_rng([seed, 1])))
+    """Draw the teacher, then fit its centres, its scales and its bias (to LABEL_RATE) on the first block."""
+    keys = np.random.default_rng([seed, 0]).integers(0, 2**64, len(TABLES), dtype=np.uint64)
+    features = _draw_features(np.random.default_rng([seed, 1]))
+    columns = zip(keys, features.ids.T, strict=True)
+    centres = np.stack([_points(key, ids[ids >= 0]).mean(axis=0) for key, ids in columns])
+    terms = _terms(keys, centres, features)
     scales = (SPREAD * np.sqrt(TERM_SHARES) / terms.std(axis=0)).astype(np.float32)
     logits = (terms * scales).sum(axis=1)
     bias = 0.0
     for _ in range(30):  # a contraction: the error falls by at least half each time
         rate = (1 / (1 + np.exp(-logits - bias))).mean()
         bias += np.log(LABEL_RATE / (1 - LABEL_RATE)) - np.log(rate / (1 - rate))
-    return Teacher(direction, keys, scales, np.float32(bias))
+    return Teacher(keys, centres, scales, np.float32(bias))
 
 
 def _draw_features(generator: np.random.Generator) -> Features:
@@ -201,23 +201,23 @@ def _draw_ids(generator: np.random.Generator, table: Table) -> np.ndarray:
     return np.clip(ranks, 0, table.ids - 1).astype(np.int64)
 
 
-def _terms(direction: np.ndarray, keys: np.ndarray, features: Features) -> np.ndarray:
+def _terms(keys: np.ndarray, centres: np.ndarray, features: Features) -> np.ndarray:
     """Return the integer, id and pair terms of the logit before scaling, float32 [n, 3]."""
     weights = np.array([column.weight for column in INTEGER_COLUMNS], dtype=np.float32)
     logs = np.log1p(np.maximum(features.integers, 0)).astype(np.float32)
     total = np.zeros((len(logs), RANK), dtype=np.float32)
     squares = np.zeros(len(logs), dtype=np.float32)
-    for table, key, ids in zip(TABLES, keys, features.ids.T, strict=True):
+    for table, key, centre, ids in zip(TABLES, keys, centres, features.ids.T, strict=True):
         if table.informative:
-            points = _points(key, ids)
+            points = (_points(key, ids) - centre) * (ids >= 0)[:, None]
             total += points
             squares += (points * points).sum(axis=1)
     pairs = ((total * total).sum(axis=1) - squares) / 2
-    return np.stack([(logs * weights).sum(axis=1), (total * direction).sum(axis=1), pairs], axis=1)
+    return np.stack([(logs * weights).sum(axis=1), total.sum(axis=1), pairs], axis=1)
 
 
 def _points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
-    """Return the points of ids, float32 [n, RANK]: uniform, mean 0, variance 1; a missing id (-1) has 0.
+    """Return the points of ids, float32 [n, RANK], uniform in a cube, each dimension with variance 1.
 
     Hashed (splitmix64) rather than stored, so that a table of ten million ids needs no memory.
     """
@@ -225,7 +225,7 @@ def _points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     parts = (bits ^ (bits >> np.uint64(31))).astype("<u8").view("<u2").reshape(-1, 4)[:, :RANK]
-    return (parts - np.float32(32767.5)) * np.float32(12**0.5 / 65536) * (ids >= 0)[:, None]
+    return (parts - np.float32(32767.5)) * np.float32(12**0.5 / 65536)
 
 
 def _format_rows(labels: np.ndarray, features: Features) -> bytes:
