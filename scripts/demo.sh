@@ -5,7 +5,7 @@
 #
 #   bash scripts/demo.sh                         # as it is
 #   ROWS=100000 bash scripts/demo.sh             # less data
-#   bash scripts/demo.sh --learning-rate=0.1     # further flags go to both runs
+#   bash scripts/demo.sh --learning-rate=0.02    # further flags go to both runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh requirements.txt
@@ -17,7 +17,7 @@ train() {
     echo "== $name"
     "$PYTHON" dlrm_mlet.py --data-generation=dataset --data-set=criteo-synthetic --synthetic-rows="${ROWS:-400000}" \
         --arch-sparse-feature-size=8 --arch-mlp-bot=13-128-32-8 --arch-mlp-top=128-64-1 \
-        --loss-function=bce --learning-rate=0.2 --mini-batch-size=128 --test-mini-batch-size=4096 \
+        --loss-function=bce --optimizer=adagrad --learning-rate=0.03 --mini-batch-size=128 --test-mini-batch-size=4096 \
         --print-freq=500 --print-time --num-workers=1 \
         --save-collapsed="demo_output/$name.safetensors" --save-onnx="demo_output/$name.onnx" \
         --metrics-file="demo_output/$name.jsonl" "$@"
