@@ -15,6 +15,7 @@ Legend: N rows, M dense features, T tables, B batch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -51,8 +52,8 @@ class StoreOptions:
     def __post_init__(self) -> None:
         if not 0.0 <= self.sub_sample_rate < 1.0:
             raise ValueError(f"--data-sub-sample-rate={self.sub_sample_rate} lies outside [0, 1)")
-        if self.max_ind_range == 0 or self.max_ind_range < -1:
-            raise ValueError(f"--max-ind-range={self.max_ind_range}: give a positive limit, or -1 for none")
+        if self.max_ind_range == 0 or not -1 <= self.max_ind_range < 2**32:
+            raise ValueError(f"--max-ind-range={self.max_ind_range}: give a limit from 1 to 4294967295, or -1 for none")
 
 
 # ---------------------------------------------------------------------------------------------------- vocabulary
@@ -116,7 +117,8 @@ def prepare(source: Source, options: StoreOptions, directory: str = "", folder: 
         )
     if directory and not source.path.exists() and _is_store(Path(directory)):
         # as in the reference, raw text may be gone once it is prepared
-        if _read_schema(Path(directory))["options"] == asdict(options):
+        schema = _read_schema(Path(directory))
+        if schema["key"] == store_key(schema["source"]["sha256"], options):
             return Path(directory)
         raise ValueError(f"{directory} was prepared with other flags, and {source.path} is not there to do it again")
     checksum = source_checksum(source.path, Path(folder))
@@ -155,9 +157,10 @@ def source_checksum(path: Path, folder: Path) -> str:
             while chunk := file.read(HASH_CHUNK):
                 digest.update(chunk)
         cache[entry] = digest.hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(cache_file, "w") as file:
-            json.dump(cache, file, indent=1)
+        with contextlib.suppress(OSError):  # a read-only folder costs a second reading, not the run
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_file(cache_file, "w") as file:
+                json.dump(cache, file, indent=1)
     return cache[entry]
 
 
@@ -172,6 +175,8 @@ def _read_schema(directory: Path) -> dict:
         raise ValueError(f"{directory} is not a prepared store: it has no {SCHEMA}") from None
     except ValueError as error:
         raise ValueError(f"{directory / SCHEMA} is damaged: {error}") from None
+    if not isinstance(schema, dict):
+        raise ValueError(f"{directory / SCHEMA} is damaged: it holds no JSON object")
     if schema.get("format") != FORMAT_VERSION:
         raise ValueError(f"{directory} has store format {schema.get('format')}, this version reads {FORMAT_VERSION}")
     return schema

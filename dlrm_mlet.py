@@ -44,6 +44,7 @@ import data_utils
 import mlet
 from mlet import checkpoint, export, quantize
 from mlet.collapse import collapse, full_config, inference_tensors, save_collapsed
+from mlet.embedding import projection_std
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.initialize import set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
@@ -274,8 +275,11 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ValueError(f"--loss-weights needs two numbers, got {len(flags.loss_weights)}")
     if flags.test_mini_batch_size == 0 or flags.test_mini_batch_size < -1:
         raise ValueError(f"--test-mini-batch-size={flags.test_mini_batch_size}: give a positive number, or -1")
-    if flags.loss_threshold >= 1:
-        raise ValueError("--loss-threshold=1 would make every probability the same: choose it below 0.5")
+    if flags.loss_threshold >= 0.5:
+        raise ValueError(
+            f"--loss-threshold={flags.loss_threshold} would make every probability the same: choose it below 0.5"
+        )
+    check_architecture(flags)
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
         raise ValueError("--weighted-pooling works on plain tables only: leave out --qr-flag and --md-flag")
     if flags.quantize_emb_with_bit != 32 and (flags.qr_flag or flags.md_flag or flags.use_gpu):
@@ -291,6 +295,39 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ValueError("--resume goes on training: for evaluation use --load-model with --inference-only")
     if bool(flags.predict) != bool(flags.load_onnx) or bool(flags.predict) != bool(flags.predictions):
         raise ValueError("scoring needs all of --predict RAW --load-onnx FILE --predictions OUT")
+
+
+def check_architecture(flags: argparse.Namespace) -> None:
+    """What would otherwise be refused only after the data is prepared, which can take hours."""
+    plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))
+    if flags.mlet_inner_dim:
+        projection_std(flags.mlet_init, flags.mlet_inner_dim, 1) if flags.mlet_init != "orthogonal" else None
+    width = flags.arch_sparse_feature_size * (2 if flags.qr_flag and flags.qr_operation == "concat" else 1)
+    if flags.arch_mlp_bot[-1] != width:
+        raise ValueError(
+            f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
+            f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
+        )
+    if flags.arch_mlp_top[-1] != 1:
+        raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
+    if flags.lr_num_decay_steps and flags.lr_decay_start_step < flags.lr_num_warmup_steps:
+        raise ValueError("--lr-decay-start-step lies before the end of the warm-up (--lr-num-warmup-steps)")
+    if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
+        raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def table_options(flags: argparse.Namespace) -> dict:
+    """The plain arguments of `plan_tables`."""
+    return {
+        "inner_dim": flags.mlet_inner_dim,
+        "mlet_min_rows": flags.mlet_min_rows,
+        "qr_collisions": flags.qr_collisions if flags.qr_flag else 0,
+        "qr_operation": flags.qr_operation,
+        "qr_threshold": flags.qr_threshold,
+        "md_temperature": flags.md_temperature if flags.md_flag else None,
+        "md_threshold": flags.md_threshold,
+        "md_round_dims": flags.md_round_dims,
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- 2. data
@@ -310,6 +347,7 @@ class Data:
     store: data_utils.Store | None = None
     train_rows: np.ndarray | range | None = None  # store rows in training order
     checksum: str | None = None
+    key: str | None = None  # of the store
 
 
 def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
@@ -346,6 +384,7 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
         store=store,
         train_rows=rows,
         checksum=store.schema["source"]["sha256"],
+        key=store.schema["key"],
     )
 
 
@@ -389,24 +428,8 @@ def open_random_data(flags: argparse.Namespace) -> Data:
 
 def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
     """Build the model and draw its weights."""
-    specs = plan_tables(
-        data.tables,
-        flags.arch_sparse_feature_size,
-        inner_dim=flags.mlet_inner_dim,
-        mlet_min_rows=flags.mlet_min_rows,
-        qr_collisions=flags.qr_collisions if flags.qr_flag else 0,
-        qr_operation=flags.qr_operation,
-        qr_threshold=flags.qr_threshold,
-        md_temperature=flags.md_temperature if flags.md_flag else None,
-        md_threshold=flags.md_threshold,
-        md_round_dims=flags.md_round_dims,
-    )
+    specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **table_options(flags))
     bottom = [data.dense, *flags.arch_mlp_bot[1:]]
-    if bottom[-1] != specs[0].dim:
-        raise ValueError(
-            f"--arch-mlp-bot ends in width {bottom[-1]}, but the tables' vectors are {specs[0].dim} wide "
-            f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
-        )
     tables = EmbeddingTables(
         specs,
         unknown=data.store is not None,
@@ -492,8 +515,11 @@ class Trainer:
         self.batches_per_epoch = min(self.batches_shown, batches)
         self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
         self.board = open_board(flags.tensor_board_filename)
-        self.save_to = flags.save_model or flags.resume
+        self.save_to = flags.save_model or without_checkpoint_name(flags.resume)
         self.stopped = False
+        # which ids have been trained (one bool array a table), known up to this sample of the training order
+        self.trained = [np.zeros(rows, bool) for rows in data.tables.values()]
+        self._trained_upto = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._bad_iteration = torch.tensor(-1, device=device)
 
@@ -686,6 +712,8 @@ class Trainer:
         state = {
             "flags": vars(self.flags),
             "data_sha256": self.data.checksum,
+            "store": self.data.key,
+            "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
             "progress": position,
             "optimizer": pack_optimizer(self.optimizer, names),
@@ -697,10 +725,15 @@ class Trainer:
         if is_best:
             checkpoint.link_checkpoint(Path(self.save_to, "last"), Path(self.save_to, "best"))
 
-    def samples_reached(self) -> int:
-        """How many samples of the training order have been trained on at least once."""
+    def update_trained(self) -> list[np.ndarray]:
+        """Mark the ids of the samples trained since the last call; later epochs bring no new ones."""
         batches = self.batches_per_epoch if self.progress.epoch else self.progress.iteration
-        return min(batches * self.flags.mini_batch_size, self.data.train_samples)
+        reached = min(batches * self.flags.mini_batch_size, self.data.train_samples)
+        if self.data.store is not None and reached > self._trained_upto:
+            new = self.data.store.ids_in(self.data.train_rows[self._trained_upto : reached])
+            self.trained = [old | flags for old, flags in zip(self.trained, new, strict=True)]
+            self._trained_upto = reached
+        return self.trained
 
     def release(self) -> int:
         """Let optimizer state and gradients go; returns the bytes of parameters and optimizer state in training."""
@@ -720,16 +753,28 @@ class Trainer:
             if name not in FREE_ON_RESUME and now != saved:
                 flag = "--" + name.replace("_", "-")
                 raise ValueError(f"{source} was trained with {flag}={saved}, this run has {now}: resume the same run")
-        if state["data_sha256"] != self.data.checksum:
-            raise ValueError(f"{source} was trained on other data than {self.flags.raw_data_file or 'this'}")
+        check_same_data(source, state, self.data)
         load_weights(self.model, tensors, source)
+        self.trained = unpack_trained(state, self.data)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         unpack_optimizer(self.optimizer, state["optimizer"], names)
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
+        self.metrics_file.cut(self._is_done)
+        if self.flags.save_model and Path(source.parent, "best").is_dir() and not Path(self.save_to, "best").is_dir():
+            Path(self.save_to).mkdir(parents=True, exist_ok=True)
+            checkpoint.link_checkpoint(source.parent / "best", Path(self.save_to, "best"))
         print(f"Resumed from {source}: epoch {self.progress.epoch}, iteration {self.progress.iteration}")
+
+    def _is_done(self, event: dict) -> bool:
+        """Whether a metrics event lies before the position that training goes on from."""
+        if "iteration" not in event:
+            return False
+        at_end = event["iteration"] == self.batches_per_epoch
+        position = (event["epoch"] + 1, 0) if at_end else (event["epoch"], event["iteration"])
+        return position <= (self.progress.epoch, self.progress.iteration)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -783,6 +828,10 @@ def evaluate(model: nn.Module, data: Data, device: torch.device) -> dict[str, tu
             scores.append(model(batch.dense, batch.ids, batch.offsets).float().cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
         results[split] = np.concatenate(labels)[:, 0], np.concatenate(scores)[:, 0]
+        if not np.isfinite(results[split][1]).all():
+            raise NonFiniteLossError(
+                "the model's probabilities are not finite: training diverged; try a smaller --learning-rate"
+            )
     return results
 
 
@@ -793,6 +842,11 @@ def is_better(metrics: dict, best: dict | None) -> bool:
     if metrics["auc"] is None or best["auc"] is None:
         return (metrics["logloss"] or math.inf) < (best["logloss"] or math.inf)
     return metrics["auc"] > best["auc"]
+
+
+def shown(value: float | None) -> str:
+    """A metric with five digits; AUC and NE of one class are undefined."""
+    return "undefined" if value is None else f"{value:.5f}"
 
 
 def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
@@ -806,11 +860,8 @@ def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
         )
     lines = [line]
     for split, values in metrics.items():
-        shown = ", ".join(
-            f"{name} {'undefined' if values[name] is None else format(values[name], '.5f')}"
-            for name in ("auc", "logloss", "ne")
-        )
-        lines.append(f" {split}: {shown}, accuracy {values['accuracy']:.3f} %, {values['samples']} samples")
+        quality = ", ".join(f"{name} {shown(values[name])}" for name in ("auc", "logloss", "ne"))
+        lines.append(f" {split}: {quality}, accuracy {values['accuracy']:.3f} %, {values['samples']} samples")
     tqdm.write("\n".join(lines), file=sys.stdout)
     sys.stdout.flush()
 
@@ -839,25 +890,42 @@ def find_checkpoint(directory: str, *names: str) -> Path:
     return Path(directory)
 
 
-def load_model(model: nn.Module, directory: str) -> Progress:
-    """Weights of a checkpoint (DIR/best, else DIR/last, else DIR itself); returns where it stood."""
+def without_checkpoint_name(directory: str) -> str:
+    """DIR of DIR, DIR/last and DIR/best."""
+    return str(Path(directory).parent) if Path(directory).name in ("last", "best") else directory
+
+
+def check_same_data(source: Path, state: dict, data: Data) -> None:
+    """Ids are numbers of one store: with another one the same id means something else."""
+    if (state["data_sha256"], state["store"]) != (data.checksum, data.key):
+        raise ValueError(f"{source} was trained on other data, or data prepared with other flags: its ids do not fit")
+
+
+def unpack_trained(state: dict, data: Data) -> list[np.ndarray]:
+    """Which ids the checkpoint's training has reached."""
+    packed = zip(state["trained"], data.tables.values(), strict=True)
+    return [np.unpackbits(bits, count=rows).astype(bool) for bits, rows in packed]
+
+
+def load_model(trainer: Trainer, directory: str) -> None:
+    """Weights of a checkpoint (DIR/best, else DIR/last, else DIR itself)."""
     source = find_checkpoint(directory, "best", "last")
     tensors, state = checkpoint.load_checkpoint(source)
-    load_weights(model, tensors, source)
-    progress = Progress(**state["progress"])
-    print(f"Loaded {source}: saved at epoch {progress.epoch}, iteration {progress.iteration}")
-    return progress
-
-
-def fill_unknown_rows(model: nn.Module, data: Data, reached: int) -> None:
-    """Give each table's unknown id the mean of the rows that the first `reached` training samples trained."""
-    if data.store is not None:
-        set_unknown_rows(model.tables, data.store.ids_in(data.train_rows[:reached]))
+    check_same_data(source, state, trainer.data)
+    load_weights(trainer.model, tensors, source)
+    trainer.trained = unpack_trained(state, trainer.data)
+    saved = state["progress"]
+    if trainer.flags.inference_only:
+        trainer.progress.epoch, trainer.progress.iteration = saved["epoch"], saved["iteration"]
+    print(f"Loaded {source}: saved at epoch {saved['epoch']}, iteration {saved['iteration']}")
 
 
 def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module) -> None:
     """Write what --save-collapsed and --save-onnx ask for, the vocabulary beside each."""
     model = model.cpu()
+    if data.store is not None:
+        for path in filter(None, (flags.save_collapsed, flags.save_onnx)):
+            data_utils.save_vocabulary(data.store.directory, export.vocabulary_path(path))
     if flags.save_collapsed:
         save_collapsed(model, flags.save_collapsed)
         print(f"Collapsed model: {flags.save_collapsed}")
@@ -866,12 +934,9 @@ def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module
         first = next(batches)
         batches.close()
         samples = [(first.dense, first.ids, first.offsets), one_row(first)]
-        metadata = {"config": full_config(model), "store": data.store and data.store.schema["key"]}
+        metadata = {"config": full_config(model), "store": data.key}
         worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, metadata)
         print(f"ONNX model: {flags.save_onnx}, onnxruntime differs by at most {worst:.1e}")
-    if data.store is not None:
-        for folder in {export.vocabulary_path(path) for path in (flags.save_collapsed, flags.save_onnx) if path}:
-            data_utils.save_vocabulary(data.store.directory, folder)
 
 
 def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -893,7 +958,7 @@ def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | No
 
 def predict(flags: argparse.Namespace) -> None:
     """Score raw rows with nothing but the ONNX file and the vocabulary beside it."""
-    check_writable(flags.predictions)
+    check_output_paths(flags)
     session = export.open_session(flags.load_onnx)
     folder = export.vocabulary_path(flags.load_onnx)
     if not folder.is_dir():
@@ -931,13 +996,11 @@ def run(flags: argparse.Namespace) -> None:
         print_debug(model, data)
     trainer = Trainer(flags, data, model.to(device), device, rng)
     if flags.load_model:
-        trainer.progress = load_model(model, flags.load_model)
+        load_model(trainer, flags.load_model)
     if flags.resume:
         trainer.resume(flags.resume)
     print("time/loss/accuracy (if enabled):")
     if not flags.inference_only:
-        if flags.load_model:
-            trainer.progress = Progress()  # the weights are a starting point, training begins anew
         trainer.fit()
         if data.store is not None and not trainer.progress.last_metrics:
             trainer.evaluate_and_save()
@@ -945,10 +1008,12 @@ def run(flags: argparse.Namespace) -> None:
             print_weights("updated parameters (weights and bias):", model)
 
     train_bytes = trainer.release()
-    fill_unknown_rows(model, data, trainer.samples_reached())
+    if data.store is not None:
+        set_unknown_rows(model.tables, trainer.trained if flags.inference_only else trainer.update_trained())
     inference = collapse(model)
     trainer.model = model = None  # the uncollapsed tables may be most of the memory
-    inference_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in inference_tensors(inference))
+    bits = flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit
+    inference_bytes = quantize.bytes_of(inference_tensors(inference), *bits)
     if flags.inference_only:
         print("Testing for inference only")
         quantize.quantize_mlps(inference, flags.quantize_mlp_with_bit)
@@ -961,16 +1026,28 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def check_output_paths(flags: argparse.Namespace) -> None:
-    """Fail now rather than after a long run where something cannot be written."""
-    for path in (flags.metrics_file, flags.save_collapsed, flags.save_onnx):
-        if path:
-            check_writable(path)
-    for path in (flags.save_collapsed, flags.save_onnx):
-        if path:
-            check_writable(export.vocabulary_path(path), directory=True, marker=data_utils.SCHEMA)
+    """Fail now rather than after a long run where something cannot be written, or would overwrite something else."""
+    exported = [path for path in (flags.save_collapsed, flags.save_onnx) if path]
+    for path in filter(None, [flags.metrics_file, flags.predictions, *exported]):
+        check_writable(path)
+    for path in exported:
+        check_writable(export.vocabulary_path(path), directory=True, marker=data_utils.SCHEMA)
     if flags.save_model:
         for name in ("last", "best"):
             check_writable_checkpoint(Path(flags.save_model), name)
+    inputs = [flags.raw_data_file, flags.processed_data_file, flags.load_model, flags.predict, flags.load_onnx]
+    outputs = [
+        flags.metrics_file,
+        flags.predictions,
+        flags.save_model,
+        *exported,
+        *map(export.vocabulary_path, exported),
+    ]
+    taken = {os.path.realpath(path): path for path in inputs if path}
+    for path in filter(None, outputs):
+        if os.path.realpath(path) in taken:
+            raise ValueError(f"{path} is named twice: as an output and as another output or an input")
+        taken[os.path.realpath(path)] = path
 
 
 def check_writable_checkpoint(directory: Path, name: str) -> None:
@@ -1021,7 +1098,7 @@ def write_result(
     teacher = None
     if best_scores is not None:
         teacher = binary_metrics(data.store.labels_of("test"), best_scores)
-        print(f"The planted teacher itself on test: auc {teacher['auc']:.5f}, logloss {teacher['logloss']:.5f}")
+        print(f"The planted teacher itself on test: auc {shown(teacher['auc'])}, logloss {shown(teacher['logloss'])}")
     trainer.metrics_file.write(
         "result",
         config=vars(flags),
@@ -1055,6 +1132,16 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.debug_mode:
             raise
         print(f"dlrm_mlet.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if flags.debug_mode or not any(
+            text in str(error) for text in ("allocate memory", "out of memory", "overflowed")
+        ):
+            raise
+        reason = (
+            "not enough memory for tables and optimizer state: reduce --mlet-inner-dim or --arch-sparse-feature-size"
+        )
+        print(f"dlrm_mlet.py: error: {reason} ({str(error).splitlines()[0][:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

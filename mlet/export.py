@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mlet.files import scratch_directory
 
 TOLERANCE = 1e-5
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # protobuf itself ends at 2 GiB; beyond this the weights go beside the file
@@ -124,15 +126,15 @@ def export_onnx(
         ValueError: an output differs by more than 1e-5, or fewer than two batch sizes are given.
         OSError: the path cannot be written; an older file there stays.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if len({len(dense) for dense, _, _ in samples}) < 2:
         raise ValueError("the export is checked at two batch sizes: give samples of different sizes")
     serving = ServingModel(model, multi_hot).eval()
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    with scratch_directory(path) as folder:
+        draft = folder / path.name
         _write_onnx(serving, draft, serving.inputs_of(*max(samples, key=lambda s: len(s[0]))), metadata or {})
         worst = check_onnx(draft, serving, (serving.inputs_of(*sample) for sample in samples))
-        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first, then the graph that names them
+        for file in sorted(folder.iterdir(), reverse=True):  # the weights first, then the graph that names them
             file.replace(path.with_name(file.name))
     return worst
 
@@ -200,6 +202,5 @@ def metadata_of(session) -> dict:  # noqa: ANN001
 
 
 def vocabulary_path(path: str | Path) -> Path:
-    """Where the vocabulary of an exported file lies: beside it, `model.vocabulary` for model.onnx."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}.vocabulary")
+    """Where the vocabulary of an exported file lies: beside it, `model.onnx.vocabulary` for model.onnx."""
+    return Path(f"{path}.vocabulary")

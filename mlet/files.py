@@ -94,6 +94,23 @@ def atomic_directory(path: str | os.PathLike, marker: str | None = None) -> Iter
     _discard_aside(target)
 
 
+@contextmanager
+def scratch_directory(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a fresh directory beside `path` for drafts of it; removed in the end, and those of dead runs too.
+
+    Raises:
+        OSError: the folder of `path` is missing or not a folder, or the disk refuses
+    """
+    target = _resolve(path)
+    _remove_stale(target)
+    temporary = _temporary_name(target)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
 def recover_directory(path: str | os.PathLike) -> None:
     """Puts the old directory back where a process died while replacing it; readers call this before opening.
 

@@ -7,11 +7,14 @@ ADKDD 2014, eq. 1. Accuracy and `reference_metrics` follow `inference` of Meta's
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from sklearn import metrics as sk
+
+from mlet.files import atomic_file
 
 
 def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | int | None]:
@@ -124,6 +127,20 @@ class MetricsFile:
             self._file = open(self._path, "a" if self._append else "w", encoding="utf-8")
         self._file.write(line + "\n")
         self._file.flush()
+
+    def cut(self, keep: Callable[[dict], bool]) -> None:
+        """With append: drop the events of an existing file that `keep` refuses, such as those a resumed run repeats."""
+        if self._path is None or not self._append or not self._path.is_file():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if keep(json.loads(line)):
+                    kept.append(line + "\n")
+            except ValueError:  # half a line of a killed run
+                continue
+        with atomic_file(self._path, "w") as file:
+            file.writelines(kept)
 
     def close(self) -> None:
         self._closed = True

@@ -6,6 +6,7 @@ Legend: B batch, T tables, L lookups, R rows of the flat table, D width.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class QuantizedTables(nn.Module):
         unit = tables.units[0]
         if len(tables.units) > 1 or not isinstance(unit, PlainTables) or unit.rows.weight.shape[1] != tables.dim:
             raise ValueError("4 and 8-bit tables need plain tables: leave out --qr-flag and --md-flag")
+        if bits == 4 and tables.dim % 2:
+            raise ValueError(f"4-bit tables pack two numbers a byte: a width of {tables.dim} is odd")
         if tables.mode != "sum" or unit.rows.inner_projection is not None or tables.weighted:
             raise ValueError("4 and 8-bit tables need collapsed tables with sum pooling")
         self.specs, self.dim, self.bits = tables.specs, tables.dim, bits
@@ -57,6 +60,22 @@ class QuantizedTables(nn.Module):
         rows = ids + torch.repeat_interleave(self.first_row, per_table, output_size=len(ids))
         flat = _LOOK_UP[self.bits](self.packed, rows, offsets[:-1].contiguous())
         return flat.view(tables, -1, self.dim).transpose(0, 1)
+
+
+def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bits: int = 32) -> int:
+    """Bytes of an inference model (see `mlet.collapse.inference_tensors`), quantised or not.
+
+    A row of 8 bits has a float32 scale and offset beside it, one of 4 bits a float16 pair.
+    """
+    total = 0
+    for name, tensor in tensors:
+        if name.startswith("table.") and table_bits != 32:
+            total += tensor.numel() * table_bits // 8 + len(tensor) * (8 if table_bits == 8 else 4)
+        elif name.endswith("weight") and mlp_bits != 32:
+            total += tensor.numel() * mlp_bits // 8
+        else:
+            total += tensor.numel() * tensor.element_size()
+    return total
 
 
 def quantize_tables(model: nn.Module, bits: int) -> None:

@@ -15,10 +15,12 @@ HEADER = ("model", "runs", "AUC", "logloss", "NE", "training MB", "inference MB"
 
 def result_of(path: Path) -> dict:
     """The result event, which is the file's last line."""
-    lines = path.read_text().splitlines()
-    event = json.loads(lines[-1]) if lines else {}
-    if event.get("event") != "result":
-        raise SystemExit(f"error: {path} has no result event at its end: the run did not finish")
+    try:
+        event = json.loads(path.read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError) as error:
+        raise SystemExit(f"error: {path} cannot be read: {error}") from None
+    if event.get("event") != "result" or not event.get("test"):
+        raise SystemExit(f"error: {path} has no test result at its end: the run did not finish, or tested nothing")
     return event
 
 
@@ -30,8 +32,10 @@ def grouped(paths: list[Path]) -> dict[str, list[dict]]:
     return groups
 
 
-def mean(values: list[float], digits: int) -> str:
-    """One value, or mean +- standard deviation."""
+def mean(values: list[float | None], digits: int) -> str:
+    """One value, or mean +- standard deviation; "-" where one is undefined."""
+    if None in values:
+        return "-"
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{statistics.mean(values):.{digits}f} ±{statistics.stdev(values):.{digits}f}"
@@ -53,7 +57,7 @@ def main() -> None:
     rows = [HEADER] + [row_of(name, results) for name, results in groups.items()]
     first = next(iter(groups.values()))[0]
     if first.get("teacher"):
-        best = (f"{first['teacher'][metric]:.4f}" for metric in ("auc", "logloss", "ne"))
+        best = (mean([first["teacher"][metric]], 4) for metric in ("auc", "logloss", "ne"))
         rows.append(("best reachable", "", *best, "", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     print(f"\nTest split, {first['test']['samples']} rows:")

@@ -8,6 +8,7 @@ the training part; the first half of day seven is test, the second half validati
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,9 +147,8 @@ def _problem(name: str, field: bytes) -> str | None:
     if not field:
         return None
     integer = name in DENSE_NAMES
-    try:
-        value = int(field, 10 if integer else 16)
-    except ValueError:
+    if not re.fullmatch(rb"[+-]?[0-9]+" if integer else rb"[+-]?[0-9a-fA-F]+", field):
         return "is not an integer" if integer else "is not a hexadecimal number"
+    value = int(field, 10 if integer else 16)
     low, high = (INT32_MIN, INT32_MAX) if integer else (0, UINT32_MAX)
     return None if low <= value <= high else f"lies outside {low} to {high}"

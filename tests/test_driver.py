@@ -52,7 +52,7 @@ def test_train_collapse_export_predict(driver, data, small_tsv):
     assert {"train_samples_per_second", "peak_rss_mb", "train_bytes", "inference_bytes"} <= result.keys()
     assert result["train_bytes"] > 3 * result["inference_bytes"]
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        ".dlrm_store", "m.onnx", "m.safetensors", "m.vocabulary", "run.jsonl",
+        ".dlrm_store", "m.onnx", "m.onnx.vocabulary", "m.safetensors", "m.safetensors.vocabulary", "run.jsonl",
     ]  # fmt: skip
 
     lines = small_tsv.read_text().splitlines()
@@ -307,7 +307,7 @@ dlrm_mlet.main({(data + " --nepochs=2 --test-freq=10 --save-model=run").split()!
     )
 
 
-def test_resume_of_another_run_is_refused(driver, data, small_tsv):
+def test_resume_of_another_run_is_refused(driver, data, small_tsv, tmp_path):
     driver(f"{data} --save-model=run")
     for flags, message in (
         ("--learning-rate=0.05", "--learning-rate=0.1, this run has 0.05"),
@@ -316,10 +316,10 @@ def test_resume_of_another_run_is_refused(driver, data, small_tsv):
     ):
         run = driver(f"{data} {flags} --resume=run")
         assert run.code == 2 and message in run.err and run.err.count("\n") == 1
-    other = small_tsv.parent / "other.txt"
+    other = tmp_path / "other.txt"
     other.write_text(small_tsv.read_text().replace("\n1\t", "\n0\t", 1))
     run = driver(f"{data} --raw-data-file={other} --resume=run")
-    assert run.code == 2 and "other data" in run.err
+    assert run.code == 2 and "trained on other data" in run.err
 
 
 def test_load_model_for_inference_gives_the_saved_metrics(driver, data):
@@ -483,7 +483,7 @@ def test_a_nan_in_the_weights_stops_before_the_update(driver, data, monkeypatch)
     assert state["progress"]["iteration"] == 5 and all(torch.isfinite(t).all() for t in tensors.values())
 
 
-@pytest.mark.parametrize("missing", ["m.onnx", "m.vocabulary"])
+@pytest.mark.parametrize("missing", ["m.onnx", "m.onnx.vocabulary"])
 def test_predict_names_what_is_missing(driver, data, small_tsv, missing):
     run = driver(f"{data} --save-onnx=m.onnx")
     (run.folder / missing).rename(run.folder / "elsewhere")
@@ -497,8 +497,8 @@ def test_predict_refuses_the_vocabulary_of_another_model(driver, data, small_tsv
     driver(f"{data} --max-ind-range=50 --save-onnx=other.onnx")
     run = driver(f"--predict={small_tsv} --load-onnx=m.onnx --predictions=out")
     assert run.code == 0
-    (run.folder / "m.vocabulary").rename(run.folder / "gone")
-    (run.folder / "other.vocabulary").rename(run.folder / "m.vocabulary")
+    (run.folder / "m.onnx.vocabulary").rename(run.folder / "gone")
+    (run.folder / "other.onnx.vocabulary").rename(run.folder / "m.onnx.vocabulary")
     refused = driver(f"--predict={small_tsv} --load-onnx=m.onnx --predictions=out")
     assert refused.code == 2 and "is not the vocabulary that m.onnx was trained with" in refused.err
 
@@ -529,3 +529,116 @@ def test_metrics_lines_are_strict_json(driver, data):
     run = driver(f"{data} --metrics-file=run.jsonl")
     for line in (run.folder / "run.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+# ------------------------------------------------------------------------------------- found by a first outside user
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--metrics-file=raw.txt",
+        "--save-onnx=raw.txt",
+        "--save-onnx=m --save-collapsed=./m",
+        "--save-onnx=m --metrics-file=m",
+        "--save-model=m.onnx.vocabulary --save-onnx=m.onnx",
+        "--save-model=store --processed-data-file=store",
+    ],
+)
+def test_no_output_overwrites_an_input_or_another_output(driver, small_tsv, tmp_path, flags):
+    raw = tmp_path / "raw.txt"
+    raw.write_bytes(small_tsv.read_bytes())
+    run = driver(f"{DATA} --raw-data-file=raw.txt {flags}")
+    assert run.code == 2 and "is named twice" in run.err and run.err.count("\n") == 1
+    assert raw.read_bytes() == small_tsv.read_bytes() and [p.name for p in tmp_path.iterdir()] == ["raw.txt"]
+
+
+@pytest.mark.parametrize("out", ["rows.txt", "m.onnx"])
+def test_predictions_do_not_overwrite_what_they_come_from(driver, data, small_tsv, tmp_path, out):
+    driver(f"{data} --save-onnx=m.onnx")
+    (tmp_path / "rows.txt").write_bytes(small_tsv.read_bytes())
+    before = (tmp_path / out).read_bytes()
+    run = driver(f"--predict=rows.txt --load-onnx=m.onnx --predictions={out}")
+    assert run.code == 2 and "is named twice" in run.err and (tmp_path / out).read_bytes() == before
+
+
+def test_a_checkpoint_of_other_data_is_not_loaded_even_if_the_shapes_fit(driver, data, small_tsv, tmp_path):
+    driver(f"{data} --max-ind-range=2 --save-model=run")
+    lines = small_tsv.read_text().splitlines()
+    (tmp_path / "other.txt").write_text("\n".join(reversed(lines)) + "\n")
+    run = driver(f"{data} --raw-data-file=other.txt --max-ind-range=2 --load-model=run --inference-only")
+    assert run.code == 2 and "its ids do not fit" in run.err
+
+
+def test_a_resumed_run_that_saves_elsewhere_takes_the_best_along(driver, data):
+    run = driver(f"{data} --nepochs=2 --save-model=a")
+    best = (run.folder / "a" / "best" / "tensors.safetensors").read_bytes()
+    assert driver(f"{data} --nepochs=2 --resume=a --save-model=b").code == 0
+    assert (run.folder / "b" / "best" / "tensors.safetensors").read_bytes() == best
+
+
+def test_resuming_from_the_checkpoint_itself_saves_beside_it(driver, data):
+    driver(f"{data} --nepochs=1 --save-model=a")
+    run = driver(f"{data} --nepochs=2 --resume=a/last")
+    assert run.code == 0 and sorted(p.name for p in (run.folder / "a").iterdir()) == ["best", "last"]
+    assert "epoch 2, iteration 0" in driver(f"{data} --nepochs=2 --resume=a").out
+
+
+@pytest.mark.parametrize(
+    "loading", ["--nepochs=0", "--inference-only", "--inference-only --mini-batch-size=32 --numpy-rand-seed=7"]
+)
+@pytest.mark.parametrize("training", ["--mini-batch-size=16 --num-batches=20", "--nepochs=2"])
+def test_unknown_rows_do_not_depend_on_the_run_that_loads(driver, data, training, loading):
+    trained = tensors_after(driver, f"{data} {training} --save-model=run")
+    loaded = tensors_after(driver, f"{data} {loading} --load-model=run/last")
+    assert trained["table.C3"][-1].abs().sum() > 0
+    assert all(torch.equal(trained[name], loaded[name]) for name in trained)
+
+
+def test_quantised_sizes_are_reported(driver, data):
+    driver(f"{data} --save-model=run")
+    sizes = [
+        last(driver(f"{data} --load-model=run --inference-only {flags} --metrics-file=run.jsonl"))["inference_bytes"]
+        for flags in ("", "--quantize-emb-with-bit=8", "--quantize-emb-with-bit=4", "--quantize-mlp-with-bit=8")
+    ]
+    assert sizes[0] > sizes[1] > sizes[2] and sizes[0] > sizes[3]
+
+
+def test_one_class_in_the_test_part_is_undefined_not_an_error(driver):
+    run = driver(f"{DATA} --data-set=criteo-synthetic --synthetic-rows=14 --metrics-file=run.jsonl")
+    assert last(run)["test"]["auc"] is None and "auc undefined" in run.out
+
+
+def test_a_model_that_cannot_be_allocated_is_one_line(driver):
+    run = driver(f"{RANDOM} --mlet-inner-dim=99999999999999")
+    assert run.code == 2 and "not enough memory" in run.err and run.err.count("\n") == 1
+
+
+def test_a_resumed_run_does_not_repeat_events(driver, data):
+    def places(events):
+        return [(e["event"], e.get("split"), e["epoch"], e["iteration"]) for e in events if "iteration" in e]
+
+    options = f"{data} --test-freq=10 --metrics-file=run.jsonl"
+    whole = places(driver(f"{options} --nepochs=2").events)
+    first = driver(f"{options} --nepochs=1 --save-model=run")
+    beyond = '{"event": "train", "epoch": 1, "iteration": 5, "loss": 0.5}\n{"event": "tr'  # a killed run's last lines
+    with open(first.folder / "run.jsonl", "a") as file:
+        file.write(beyond)
+    again = driver(f"{options} --nepochs=2 --resume=run")
+    assert places(again.events) == whole and [e["event"] for e in again.events].count("result") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--mlet-init=foo --mlet-inner-dim=4", "--mlet-init"),
+        ("--arch-mlp-bot=13-5", "the tables' vectors are 4 wide"),
+        ("--arch-mlp-top=8-3", "--arch-mlp-top ends in width 3"),
+        ("--qr-flag --md-flag", "cannot share"),
+        ("--max-ind-range=4294967296", "--max-ind-range"),
+        ("--loss-threshold=0.7", "--loss-threshold=0.7"),
+    ],
+)
+def test_mistakes_are_found_before_the_data_is_prepared(driver, data, flags, message):
+    run = driver(f"{data} {flags}")
+    assert run.code == 2 and message in run.err and not list(run.folder.iterdir())

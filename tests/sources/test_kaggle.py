@@ -73,6 +73,8 @@ BAD = {
     "label 2": (row("2"), "column label: '2' is not a label"),
     "label missing": (row(""), "column label: '' is not a label"),
     "label text": (row("yes"), "column label: 'yes' is not a label"),
+    "hex prefix": (row(tables={"C7": "0x1f"}), "column C7: '0x1f' is not a hexadecimal number"),
+    "underscore": (row(dense={"I4": "1_0"}), "column I4: '1_0' is not an integer"),
     "not utf-8": (row(tables={"C7": "\udcff"}), "column C7: '\\\\xff' is not a hexadecimal number"),
 }
 
