@@ -390,6 +390,9 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
 
 def open_random_data(flags: argparse.Namespace) -> Data:
     """Random batches: the same in every epoch, and in evaluation (which has a generator of its own)."""
+    if flags.raw_data_file:
+        hint = "--raw-data-file is not read: it needs --data-generation=dataset"
+        print(f"dlrm_mlet.py: warning: {hint}", file=sys.stderr)
     data = RandomData(
         flags.arch_mlp_bot[0],
         flags.arch_embedding_size,

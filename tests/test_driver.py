@@ -424,6 +424,10 @@ def test_bad_flags_are_one_line_and_exit_code_two(driver, flags, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_raw_file_that_is_not_read_is_said(driver, small_tsv):
+    assert "is not read: it needs --data-generation=dataset" in driver(f"{RANDOM} --raw-data-file={small_tsv}").err
+
+
 @pytest.mark.parametrize("value", ["False", "false", "0", "no"])
 def test_false_is_false(value):
     assert dlrm_mlet.parse_flags([f"--round-targets={value}"]).round_targets is False
