@@ -44,7 +44,7 @@ import data_utils
 import mlet
 from mlet import checkpoint, export, quantize
 from mlet.collapse import collapse, full_config, inference_tensors, save_collapsed
-from mlet.embedding import projection_std
+from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.initialize import set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
@@ -54,7 +54,7 @@ from mlet.table_spec import QR_OPERATIONS, plan_tables
 from mlet.tables import EmbeddingTables
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
-from optim.schedule import warmup_decay
+from optim.schedule import learning_rate_scale, warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
 from sources.prefetch import prefetch
 from sources.random import RandomData
@@ -299,10 +299,9 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
-    plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))
-    if flags.mlet_inner_dim:
-        projection_std(flags.mlet_init, flags.mlet_inner_dim, 1) if flags.mlet_init != "orthogonal" else None
-    width = flags.arch_sparse_feature_size * (2 if flags.qr_flag and flags.qr_operation == "concat" else 1)
+    width = plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))[0].dim
+    initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
+    learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
     if flags.arch_mlp_bot[-1] != width:
         raise ValueError(
             f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
@@ -310,10 +309,18 @@ def check_architecture(flags: argparse.Namespace) -> None:
         )
     if flags.arch_mlp_top[-1] != 1:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
-    if flags.lr_num_decay_steps and flags.lr_decay_start_step < flags.lr_num_warmup_steps:
-        raise ValueError("--lr-decay-start-step lies before the end of the warm-up (--lr-num-warmup-steps)")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def schedule_options(flags: argparse.Namespace) -> tuple[int, int, int]:
+    """Warm-up steps, first decay step, decay steps."""
+    return flags.lr_num_warmup_steps, flags.lr_decay_start_step, flags.lr_num_decay_steps
+
+
+def test_batch_size(flags: argparse.Namespace) -> int:
+    """Samples an evaluation batch; without a flag of its own that of training."""
+    return flags.test_mini_batch_size if flags.test_mini_batch_size > 0 else flags.mini_batch_size
 
 
 def table_options(flags: argparse.Namespace) -> dict:
@@ -361,7 +368,6 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
     )
     store = data_utils.Store(data_utils.prepare(source, store_options, flags.processed_data_file))
     rows = store.training_order(flags.data_randomize, rng)
-    test_batch = flags.test_mini_batch_size if flags.test_mini_batch_size > 0 else flags.mini_batch_size
     test_workers = flags.num_workers if flags.test_num_workers < 0 else flags.test_num_workers
     print(f"Data: {store.directory}, {len(store)} rows; {store.split.description}")
 
@@ -370,7 +376,7 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
         return prefetch(batches) if flags.num_workers else batches
 
     def eval_batches(split: str) -> Iterator[Batch]:
-        batches = store.batches(store.rows_of(split), test_batch)
+        batches = store.batches(store.rows_of(split), test_batch_size(flags))
         return prefetch(batches) if test_workers else batches
 
     return Data(
@@ -508,9 +514,7 @@ class Trainer:
         self.flags, self.data, self.model, self.device, self.rng = flags, data, model, device, rng
         self.loss = make_loss(flags, device)
         self.optimizer = build_optimizer(flags.optimizer, model.parameters(), flags.learning_rate)
-        self.schedule = warmup_decay(
-            self.optimizer, flags.lr_num_warmup_steps, flags.lr_decay_start_step, flags.lr_num_decay_steps
-        )
+        self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
         # progress lines count to --num-batches even where the data ends before, as the reference's do
@@ -686,8 +690,7 @@ class Trainer:
         results = evaluate(self.model, self.data, self.device)
         metrics = {split: binary_metrics(*result) for split, result in results.items()}
         # the reference's own line looks at no more test batches than there are training batches (--num-batches)
-        batch_size = flags.test_mini_batch_size if flags.test_mini_batch_size > 0 else flags.mini_batch_size
-        part = [values[: self.batches_shown * batch_size] for values in results["test"]]
+        part = [values[: self.batches_shown * test_batch_size(flags)] for values in results["test"]]
         test = metrics["test"] if len(part[0]) == metrics["test"]["samples"] else binary_metrics(*part)
         progress.last_metrics = metrics
         progress.best_test_accuracy = max(progress.best_test_accuracy, test["accuracy"])
@@ -709,9 +712,8 @@ class Trainer:
         progress, accumulate = self.progress, self.flags.mlperf_grad_accum_iter
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         progress.loss_sum = float(self._loss_sum)
-        position = vars(progress) | {"iteration": progress.iteration - progress.iteration % accumulate}
-        if progress.iteration == self.batches_per_epoch:
-            position |= {"epoch": progress.epoch + 1, "iteration": 0}
+        epoch, iteration = self._position(progress.epoch, progress.iteration)
+        position = vars(progress) | {"epoch": epoch, "iteration": iteration - iteration % accumulate}
         state = {
             "flags": vars(self.flags),
             "data_sha256": self.data.checksum,
@@ -730,13 +732,16 @@ class Trainer:
 
     def update_trained(self) -> list[np.ndarray]:
         """Mark the ids of the samples trained since the last call; later epochs bring no new ones."""
-        batches = self.batches_per_epoch if self.progress.epoch else self.progress.iteration
-        reached = min(batches * self.flags.mini_batch_size, self.data.train_samples)
+        reached = self._samples_reached()
         if self.data.store is not None and reached > self._trained_upto:
             new = self.data.store.ids_in(self.data.train_rows[self._trained_upto : reached])
             self.trained = [old | flags for old, flags in zip(self.trained, new, strict=True)]
             self._trained_upto = reached
         return self.trained
+
+    def _samples_reached(self) -> int:
+        batches = self.batches_per_epoch if self.progress.epoch else self.progress.iteration
+        return min(batches * self.flags.mini_batch_size, self.data.train_samples)
 
     def release(self) -> int:
         """Let optimizer state and gradients go; returns the bytes of parameters and optimizer state in training."""
@@ -765,6 +770,7 @@ class Trainer:
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
+        self._trained_upto = self._samples_reached()
         self.metrics_file.cut(self._is_done)
         if self.flags.save_model and Path(source.parent, "best").is_dir() and not Path(self.save_to, "best").is_dir():
             Path(self.save_to).mkdir(parents=True, exist_ok=True)
@@ -775,9 +781,12 @@ class Trainer:
         """Whether a metrics event lies before the position that training goes on from."""
         if "iteration" not in event:
             return False
-        at_end = event["iteration"] == self.batches_per_epoch
-        position = (event["epoch"] + 1, 0) if at_end else (event["epoch"], event["iteration"])
-        return position <= (self.progress.epoch, self.progress.iteration)
+        done = self._position(event["epoch"], event["iteration"])
+        return done <= (self.progress.epoch, self.progress.iteration)
+
+    def _position(self, epoch: int, iteration: int) -> tuple[int, int]:
+        """Where training goes on after this batch: an epoch's end is the next one's beginning."""
+        return (epoch + 1, 0) if iteration == self.batches_per_epoch else (epoch, iteration)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
