@@ -42,6 +42,7 @@ from tqdm import tqdm
 
 import data_utils
 import mlet
+from datastore.schema import FITS, ID_ORDERS
 from mlet import checkpoint, export, quantize
 from mlet.collapse import collapse, full_config, inference_tensors, save_collapsed
 from mlet.embedding import initial_projection
@@ -77,7 +78,7 @@ DROPPED_FLAGS = {
 FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precision test_freq test_mini_batch_size
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
-    raw_data_file memory_map use_gpu""".split()
+    raw_data_file memory_map use_gpu prepare_only""".split()
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -149,11 +150,20 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--data-generation", choices=("random", "dataset"), default="random", help="random batches, or a data set")
     add("--data-set", choices=source_names(), default="kaggle", help="format of the raw data")
-    add("--raw-data-file", default="", metavar="PATH", help="raw data (criteo-synthetic needs none)")
+    add("--raw-data-file", default="", metavar="PATH",
+        help="raw data: file, folder or prefix, as the data set has it (criteo-synthetic: none)")  # fmt: skip
     add("--processed-data-file", default="", metavar="DIR", help="prepared store; default: .dlrm_store/<key>")
     add("--data-randomize", choices=("total", "day", "none"), default="total", help="shuffle the training rows")
     add("--max-ind-range", type=int, default=-1, help="raw ids modulo this; -1: off")
     add("--data-sub-sample-rate", type=number(0, 1), default=0.0, help="share of negatives dropped while preparing")
+    add("--data-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
+        help="an option of the data set, such as split=day for avazu; may be repeated")  # fmt: skip
+    add("--tasks", default="", metavar="LABEL", help="label column to train on; default: the data set's first")
+    add("--bad-rows", choices=("fail", "skip"), default="fail", help="raw rows that cannot be read: stop, or count")
+    add("--vocabulary-min-count", type=at_least(1), default=1, help="ids seen less often share the unknown id")
+    add("--vocabulary-fit", choices=FITS, default="all", help="rows that ids and their least count come from")
+    add("--vocabulary-order", choices=ID_ORDERS, default="appearance", help="ids by first appearance or by frequency")
+    add("--prepare-only", **boolean(), help="prepare the store, print where it is, and stop")
     add("--memory-map", **boolean(), help="always on here: the store is memory-mapped; results do not depend on it")
     add("--num-workers", type=at_least(0), default=0, help="> 0: read training batches in a background thread")
     add("--test-num-workers", type=at_least(-1), default=-1, help="the same for evaluation; -1: as --num-workers")
@@ -221,6 +231,13 @@ def add_io_flags(parser: argparse.ArgumentParser) -> None:
 def boolean() -> dict:
     """`--flag`, `--flag=True` and `--flag=False` (the reference's type=bool took every word for true)."""
     return {"type": parse_boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
+
+
+def named_value(text: str) -> str:
+    """name=value, as it is."""
+    if not text.partition("=")[0] or "=" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=VALUE")
+    return text
 
 
 def parse_boolean(text: str) -> bool:
@@ -299,18 +316,26 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
-    width = plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))[0].dim
     initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
-    if flags.arch_mlp_bot[-1] != width:
-        raise ValueError(
-            f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
-            f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
-        )
+    if "," in flags.tasks:
+        raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
+    if flags.prepare_only and flags.data_generation == "random":
+        raise ValueError("--prepare-only needs --data-generation=dataset: random data is not prepared")
     if flags.arch_mlp_top[-1] != 1:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_bottom(flags: argparse.Namespace, dense: int) -> None:
+    """The bottom MLP must end as wide as the tables' vectors; without dense features there is none."""
+    width = plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))[0].dim
+    if dense and flags.arch_mlp_bot[-1] != width:
+        raise ValueError(
+            f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
+            f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
+        )
 
 
 def schedule_options(flags: argparse.Namespace) -> tuple[int, int, int]:
@@ -361,15 +386,9 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
     """Prepare if needed, open, and draw the training order from the main generator, as the reference does."""
     if flags.data_generation == "random":
         return open_random_data(flags)
-    options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, Path(".dlrm_store"))
-    source = open_source(flags.data_set, flags.raw_data_file, options)
-    store_options = data_utils.StoreOptions(
-        flags.data_set, flags.max_ind_range, flags.data_sub_sample_rate, flags.numpy_rand_seed
-    )
-    store = data_utils.Store(data_utils.prepare(source, store_options, flags.processed_data_file))
+    store = open_store(flags)
     rows = store.training_order(flags.data_randomize, rng)
     test_workers = flags.num_workers if flags.test_num_workers < 0 else flags.test_num_workers
-    print(f"Data: {store.directory}, {len(store)} rows; {store.split.description}")
 
     def train_batches(start: int) -> Iterator[Batch]:
         batches = store.batches(rows, flags.mini_batch_size, start)
@@ -382,7 +401,7 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
     return Data(
         dense=len(store.schema["dense"]),
         tables=store.tables,
-        multi_hot=[False] * len(store.tables),
+        multi_hot=store.multi_hot,
         train_samples=len(rows),
         splits=("val", "test"),
         train_batches=train_batches,
@@ -394,11 +413,36 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
     )
 
 
+def open_store(flags: argparse.Namespace) -> data_utils.Store:
+    """The prepared data that the flags name, prepared now if it is not yet."""
+    settings = dict(option.split("=", 1) for option in flags.data_option)
+    options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, Path(".dlrm_store"), flags.bad_rows, settings)
+    source = open_source(flags.data_set, flags.raw_data_file, options)
+    check_bottom(flags, len(source.layout.dense))
+    if flags.tasks and flags.tasks not in source.layout.labels:
+        known = ", ".join(source.layout.labels)
+        raise ValueError(f"--tasks={flags.tasks}: {flags.data_set} has no such label column (it has: {known})")
+    store_options = data_utils.StoreOptions(
+        flags.data_set,
+        flags.max_ind_range,
+        flags.data_sub_sample_rate,
+        flags.numpy_rand_seed,
+        flags.vocabulary_min_count,
+        flags.vocabulary_fit,
+        flags.vocabulary_order,
+        flags.bad_rows,
+    )
+    store = data_utils.Store(data_utils.prepare(source, store_options, flags.processed_data_file), flags.tasks)
+    print(f"Data: {store.directory}, {store.summary()}")
+    return store
+
+
 def open_random_data(flags: argparse.Namespace) -> Data:
     """Random batches: the same in every epoch, and in evaluation (which has a generator of its own)."""
     if flags.raw_data_file:
         hint = "--raw-data-file is not read: it needs --data-generation=dataset"
         print(f"dlrm_mlet.py: warning: {hint}", file=sys.stderr)
+    check_bottom(flags, flags.arch_mlp_bot[0])
     data = RandomData(
         flags.arch_mlp_bot[0],
         flags.arch_embedding_size,
@@ -438,11 +482,11 @@ def open_random_data(flags: argparse.Namespace) -> Data:
 def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
     """Build the model and draw its weights."""
     specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **table_options(flags))
-    bottom = [data.dense, *flags.arch_mlp_bot[1:]]
+    bottom = [data.dense, *flags.arch_mlp_bot[1:]] if data.dense else []
     tables = EmbeddingTables(
         specs,
         unknown=data.store is not None,
-        padding=data.store is None,
+        padding=data.store is None or any(data.multi_hot),
         weighted=flags.weighted_pooling == "learned",
     )
     model = build_model(
@@ -978,15 +1022,16 @@ def predict(flags: argparse.Namespace) -> None:
     vocabulary = data_utils.Vocabulary(folder)
     if export.metadata_of(session).get("store") != vocabulary.schema["key"]:
         raise ValueError(f"{folder} is not the vocabulary that {flags.load_onnx} was trained with")
-    rows, batch_size = 0, 16384
+    names = [given.name for given in session.get_inputs()]
+    padding = [rows + 1 for rows in vocabulary.schema["tables"].values()]
+    multi_hot = dict.fromkeys(vocabulary.layout.tables, False) | dict.fromkeys(vocabulary.layout.multi_hot, True)
+    rows = 0
     with atomic_file(flags.predictions, "w") as out:
-        for dense, ids in vocabulary.encode_file(flags.predict):
-            for start in range(0, len(dense), batch_size):
-                part = slice(start, start + batch_size)
-                inputs = {"dense": dense[part].numpy(), "ids": ids[part].numpy()}
-                scores = session.run(["probability"], inputs)[0][:, 0]
-                out.writelines(f"{score:.9g}\n" for score in scores)
-            rows += len(dense)
+        for batch in vocabulary.encode_file(flags.predict):
+            inputs = export.graph_inputs(batch.dense, batch.ids, batch.offsets, multi_hot, padding)
+            scores = session.run(["probability"], {name: inputs[name].numpy() for name in names})[0][:, 0]
+            out.writelines(f"{score:.9g}\n" for score in scores)
+            rows += len(scores)
     print(f"Predictions: {flags.predictions}, {rows} rows")
 
 
@@ -1002,6 +1047,9 @@ def run(flags: argparse.Namespace) -> None:
     rng = np.random.RandomState(flags.numpy_rand_seed)
     device = choose_device(flags.use_gpu)
 
+    if flags.prepare_only:
+        open_store(flags)
+        return
     data = open_data(flags, rng)
     model = make_model(flags, data, rng)
     if flags.debug_mode:
@@ -1021,7 +1069,8 @@ def run(flags: argparse.Namespace) -> None:
 
     train_bytes = trainer.release()
     if data.store is not None:
-        set_unknown_rows(model.tables, trainer.trained if flags.inference_only else trainer.update_trained())
+        trained = trainer.trained if flags.inference_only else trainer.update_trained()
+        set_unknown_rows(model.tables, trained, keep=data.store.schema["trained_unknown"])
     inference = collapse(model)
     trainer.model = model = None  # the uncollapsed tables may be most of the memory
     bits = flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit
@@ -1106,6 +1155,8 @@ def write_result(
         f"Training state {train_bytes / 1e6:.2f} MB, inference model {inference_bytes / 1e6:.2f} MB"
         + (f", {speed:.0f} samples/s" if speed else "")
     )
+    if data.store:
+        print(f"Measured on {data.store.summary()}")
     best_scores = data.store.best_scores_of("test") if data.store else None
     teacher = None
     if best_scores is not None:
@@ -1121,6 +1172,7 @@ def write_result(
             "numpy": np.__version__,
         },
         data_sha256=data.checksum,
+        data=data.store.describe() if data.store else None,
         seed=flags.numpy_rand_seed,
         test=progress.last_metrics.get("test"),
         val=progress.last_metrics.get("val"),

@@ -1,7 +1,8 @@
 """Inference model -> ONNX, proven in onnxruntime before it gets its final name.
 
-Inputs: `dense` float32 [batch, dense]; `ids` int64 [batch, one-hot tables]; for each multi-hot table `ids_<table>`
-int64 [batch, hot], short bags padded with the table's last row. Output: `probability` float32 [batch, 1].
+Inputs: `dense` float32 [batch, dense], unless there are no dense features; `ids` int64 [batch, one-hot tables]; for
+each multi-hot table `ids_<table>` int64 [batch, hot], short bags padded with the table's last row. Output:
+`probability` float32 [batch, 1].
 An id outside its table reads the table's last row (the unknown or the padding row): it never reads another table.
 
 Legend: B batch, T tables.
@@ -13,7 +14,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +34,20 @@ class ServingModel(nn.Module):
     Args:
         model: the inference model, see `mlet.collapse.collapse`.
         multi_hot: for each table, whether it takes bags of ids. Needs tables built with padding=True.
+        has_dense: whether the data has dense features; without any, the graph has no input `dense`.
 
     Shapes:
-        dense [B, M], then the tensors that `input_names` lists -> [B, 1].
+        the tensors that `input_names` lists, in order -> [B, 1].
     """
 
-    def __init__(self, model: nn.Module, multi_hot: Sequence[bool]) -> None:
+    def __init__(self, model: nn.Module, multi_hot: Sequence[bool], has_dense: bool = True) -> None:
         super().__init__()
         tables = model.tables
         if any(multi_hot) and not tables.padding:
             raise ValueError("multi-hot tables are padded with a zero row, and these tables have none")
         if not tables.special_rows:
             raise ValueError("tables without an unknown or padding row cannot be served: ids outside them have no row")
-        self.model, self.multi_hot = model, tuple(multi_hot)
+        self.model, self.multi_hot, self.has_dense = model, tuple(multi_hot), has_dense
         last = torch.tensor([spec.rows + tables.special_rows - 1 for spec in tables.specs])
         self.register_buffer("last_row", last, persistent=False)
 
@@ -53,10 +55,11 @@ class ServingModel(nn.Module):
     def input_names(self) -> list[str]:
         """Names of the graph's inputs, in order."""
         bags = [f"ids_{s.name}" for s, multi in zip(self.model.tables.specs, self.multi_hot, strict=True) if multi]
-        return ["dense"] + ([] if all(self.multi_hot) else ["ids"]) + bags
+        return ["dense"] * self.has_dense + ["ids"] * (not all(self.multi_hot)) + bags
 
-    def forward(self, dense: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Probability [B, 1]."""
+        dense, inputs = (inputs[0], inputs[1:]) if self.has_dense else (inputs[0].new_empty(0), inputs)
         if not any(self.multi_hot):
             return self.model(dense, self._inside(inputs[0], self.last_row))
         rest = iter(inputs)
@@ -77,28 +80,41 @@ class ServingModel(nn.Module):
 
     def inputs_of(self, dense: Tensor, ids: Tensor, offsets: Tensor | None) -> dict[str, Tensor]:
         """The graph's inputs for a batch in the trainer's form (see `sources.Batch`)."""
-        if offsets is None and not any(self.multi_hot):
-            return {"dense": dense, "ids": ids}
-        named, one_hot = {"dense": dense}, []
-        for t, (spec, multi) in enumerate(zip(self.model.tables.specs, self.multi_hot, strict=True)):
-            bags = ids[:, t : t + 1] if offsets is None else _rectangle(ids, offsets, t, len(dense), self.last_row[t])
-            if multi:
-                named[f"ids_{spec.name}"] = bags
-            else:
-                one_hot.append(bags)
-        if one_hot:
-            named["ids"] = torch.cat(one_hot, dim=1)
+        multi_hot = {s.name: multi for s, multi in zip(self.model.tables.specs, self.multi_hot, strict=True)}
+        named = graph_inputs(dense, ids, offsets, multi_hot, self.last_row.tolist())
         return {name: named[name] for name in self.input_names}
 
 
-def _rectangle(ids: Tensor, offsets: Tensor, table: int, batch: int, padding: Tensor) -> Tensor:
+def graph_inputs(
+    dense: Tensor, ids: Tensor, offsets: Tensor | None, multi_hot: Mapping[str, bool], padding: Sequence[int]
+) -> dict[str, Tensor]:
+    """What an exported graph may take, by input name, for a batch in the trainer's form (see `sources.Batch`).
+
+    Args:
+        dense, ids, offsets: the batch.
+        multi_hot: for each table, in order, whether it takes bags.
+        padding: for each table, the id that fills up short bags.
+    """
+    named, one_hot = {"dense": dense}, []
+    for t, (table, multi) in enumerate(multi_hot.items()):
+        bags = ids[:, t : t + 1] if offsets is None else _rectangle(ids, offsets, t, len(dense), padding[t])
+        if multi:
+            named[f"ids_{table}"] = bags
+        else:
+            one_hot.append(bags)
+    if one_hot:
+        named["ids"] = ids if offsets is None and len(one_hot) == ids.shape[1] else torch.cat(one_hot, dim=1)
+    return named
+
+
+def _rectangle(ids: Tensor, offsets: Tensor, table: int, batch: int, padding: int) -> Tensor:
     """The bags of one table as [B, longest bag], short ones filled up with `padding`."""
     bounds = offsets[table * batch : (table + 1) * batch + 1]
     lengths = bounds.diff()
     hot = max(1, int(lengths.max()))
     place = torch.arange(hot)
     filled = place < lengths[:, None]
-    out = torch.full((batch, hot), int(padding))
+    out = torch.full((batch, hot), padding)
     out[filled] = ids[(bounds[:-1, None] + place)[filled]]
     return out
 
@@ -129,7 +145,7 @@ def export_onnx(
     path = Path(os.path.realpath(path))
     if len({len(dense) for dense, _, _ in samples}) < 2:
         raise ValueError("the export is checked at two batch sizes: give samples of different sizes")
-    serving = ServingModel(model, multi_hot).eval()
+    serving = ServingModel(model, multi_hot, has_dense=samples[0][0].shape[1] > 0).eval()
     with scratch_directory(path) as folder:
         draft = folder / path.name
         _write_onnx(serving, draft, serving.inputs_of(*max(samples, key=lambda s: len(s[0]))), metadata or {})
@@ -141,9 +157,10 @@ def export_onnx(
 
 def _write_onnx(serving: ServingModel, path: Path, example: dict[str, Tensor], metadata: dict) -> None:
     batch = torch.export.Dim("batch")
-    shapes = [{0: batch}]
-    for name in serving.input_names[1:]:
-        shapes.append({0: batch} if name == "ids" else {0: batch, 1: torch.export.Dim(name.replace("ids_", "hot_", 1))})
+    shapes = [
+        {0: batch} if name in ("dense", "ids") else {0: batch, 1: torch.export.Dim(name.replace("ids_", "hot_", 1))}
+        for name in serving.input_names
+    ]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's notices about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -152,7 +169,7 @@ def _write_onnx(serving: ServingModel, path: Path, example: dict[str, Tensor], m
             tuple(_traceable(name, tensor) for name, tensor in example.items()),
             input_names=serving.input_names,
             output_names=["probability"],
-            dynamic_shapes={"dense": shapes[0], "inputs": tuple(shapes[1:])},
+            dynamic_shapes={"inputs": tuple(shapes)},
             dynamo=True,
             verbose=False,
         )

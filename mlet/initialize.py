@@ -10,7 +10,7 @@ Legend: n counted rows, K inner dimension, d stored width, D width that the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -87,12 +87,15 @@ def initialize_mlp(layers: nn.Module, rng: np.random.RandomState) -> None:
 
 
 @torch.no_grad()
-def set_unknown_rows(tables: EmbeddingTables, trained: Sequence[np.ndarray], chunk: int = 1 << 18) -> None:
+def set_unknown_rows(
+    tables: EmbeddingTables, trained: Sequence[np.ndarray], keep: Collection[str] = (), chunk: int = 1 << 18
+) -> None:
     """Give the unknown id of each table the mean of the rows that were trained, weighted pooling included.
 
     Args:
         tables: built with unknown=True.
         trained: one bool array [n] a table: which ids occurred in training. Where none did, the row stays zero.
+        keep: tables whose unknown row was itself trained and stays.
 
     Raises:
         ValueError: no unknown rows, or an array of the wrong length.
@@ -101,6 +104,8 @@ def set_unknown_rows(tables: EmbeddingTables, trained: Sequence[np.ndarray], chu
         raise ValueError("these tables have no unknown rows")
     for part in tables.parts():
         spec, group = tables.specs[part.table], part.group
+        if spec.name in keep:
+            continue
         mask = np.asarray(trained[part.table])
         if len(mask) != spec.rows:
             raise ValueError(f"table {spec.name}: {len(mask)} flags for {spec.rows} rows")

@@ -31,8 +31,8 @@ class CriteoSyntheticSource(KaggleSource):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_criteo_tsv(path, rows, seed)
-        super().__init__(str(path))
+        super().__init__(str(path), options)
 
     def best_auc_scores(self) -> np.ndarray | None:
         """The planted teacher's click probability of each raw row, float32 [rows]."""
-        return teacher_probabilities(self.path)
+        return teacher_probabilities(self.paths[0])

@@ -1,12 +1,39 @@
-"""Reading batches ahead of the step, in a background thread."""
+"""Working ahead of the consumer, in background threads."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from sources import Batch
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def in_order_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """work(item) of each item in order, up to `ahead` items more being worked on meanwhile.
+
+    An error, be it of an item's work or of `items`, comes out behind the results of the items before it.
+    """
+    pending: deque = deque()
+    iterator, error, more = iter(items), None, True
+    while more:
+        try:
+            pending.append(pool.submit(work, next(iterator)))
+        except StopIteration:
+            more = False
+        except Exception as late:
+            more, error = False, late
+        while pending and (len(pending) > ahead or not more):
+            yield pending.popleft().result()
+    if error:
+        raise error
 
 
 def prefetch(batches: Iterator[Batch], depth: int = 4) -> Iterator[Batch]:

@@ -1,7 +1,7 @@
 """DLRM: Naumov et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation Systems",
 arXiv 1906.00091.
 
-Legend: B batch, M dense features, T tables, F = T + 1 vectors, D width.
+Legend: B batch, M dense features, T tables, F = T + 1 vectors (T without dense features), D width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class DLRM(nn.Module):
 
     Args:
         tables: the embedding tables, vectors of width D.
-        bottom: widths of the bottom MLP from M to D, at least two.
+        bottom: widths of the bottom MLP from M to D, at least two; empty without dense features: the tables' vectors
+            then interact among themselves.
         top: widths of the top MLP without its input, which is computed; the last must be 1.
         interaction: "dot" (pairwise products of all vectors, with x in front) or "cat" (all vectors side by side).
         itself: dot products of a vector with itself too.
@@ -51,19 +52,21 @@ class DLRM(nn.Module):
         super().__init__()
         if interaction not in INTERACTIONS:
             raise ValueError(f"interaction {interaction!r} is not known; choose from {', '.join(INTERACTIONS)}")
-        if len(bottom) < 2 or not top or min(*bottom, *top) < 1:
+        if len(bottom) == 1 or not top or min([*bottom, *top]) < 1:
             raise ValueError(f"MLP widths must be positive, bottom at least two: bottom={bottom}, top={top}")
-        if bottom[-1] != tables.dim:
+        if bottom and bottom[-1] != tables.dim:
             raise ValueError(f"the bottom MLP ends in width {bottom[-1]}, the tables' vectors are {tables.dim} wide")
         if top[-1] != 1:
             raise ValueError(f"the top MLP ends in width {top[-1]}, a probability needs 1")
         self.tables = tables
         self.interaction, self.itself, self.loss_threshold = interaction, itself, loss_threshold
-        vectors = len(tables.specs) + 1
+        vectors = len(tables.specs) + bool(bottom)
+        if vectors == 1 and interaction == "dot" and not itself:
+            raise ValueError("one vector has nothing to interact with: give dense features, another table, or cat")
         rows, columns = torch.tril_indices(vectors, vectors, offset=0 if itself else -1)
         # of the F * F products kept in the lower triangle, row by row, flat so that one index_select takes them
         self.register_buffer("_triangle", rows * vectors + columns, persistent=False)
-        inputs = tables.dim + len(rows) if interaction == "dot" else vectors * tables.dim
+        inputs = tables.dim * bool(bottom) + len(rows) if interaction == "dot" else vectors * tables.dim
         self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
         self.bottom = mlp(bottom)
         self.top = mlp((inputs, *top), last=nn.Sigmoid)
@@ -80,19 +83,20 @@ class DLRM(nn.Module):
 
     def vectors_to_probability(self, dense: Tensor, vectors: Tensor) -> Tensor:
         """Everything behind the tables: dense [B, M] and pooled vectors [B, T, D] -> [B, 1]."""
-        x = self.bottom(dense)
-        probability = self.top(self.interact(x, vectors))
+        every = vectors
+        if self.bottom_widths:
+            every = torch.cat([self.bottom(dense).unsqueeze(1), vectors], dim=1)
+        probability = self.top(self.interact(every))
         if 0.0 < self.loss_threshold < 1.0:
             probability = probability.clamp(self.loss_threshold, 1.0 - self.loss_threshold)
         return probability
 
-    def interact(self, x: Tensor, vectors: Tensor) -> Tensor:
-        """x [B, D], vectors [B, T, D] -> input of the top MLP."""
-        every = torch.cat([x.unsqueeze(1), vectors], dim=1)
+    def interact(self, every: Tensor) -> Tensor:
+        """All vectors [B, F, D], the bottom MLP's first if there is one -> input of the top MLP."""
         if self.interaction == "cat":
             return every.flatten(1)
-        products = torch.bmm(every, every.transpose(1, 2)).flatten(1)
-        return torch.cat([x, products.index_select(1, self._triangle)], dim=1)
+        products = torch.bmm(every, every.transpose(1, 2)).flatten(1).index_select(1, self._triangle)
+        return torch.cat([every[:, 0], products], dim=1) if self.bottom_widths else products
 
     def config(self) -> dict:
         """The plain arguments that rebuild this model, JSON-ready."""

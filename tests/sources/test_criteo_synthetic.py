@@ -14,18 +14,17 @@ def options(tmp_path, rows=140, seed=1):
 def test_rows_are_generated_once_and_read_like_kaggles(tmp_path):
     source = CriteoSyntheticSource("", options(tmp_path))
     blocks = list(source.blocks())
-    assert sum(len(block.labels) for block in blocks) == 140
-    assert blocks[0].dense.shape[1] == 13 and blocks[0].values.shape[1] == 26
-    written = source.path.stat().st_mtime_ns
-    assert CriteoSyntheticSource("", options(tmp_path)).path.stat().st_mtime_ns == written
-    assert CriteoSyntheticSource("", options(tmp_path, seed=2)).path != source.path
+    assert sum(block.frame.height for block in blocks) == 140 and blocks[0].frame.width == 1 + 13 + 26
+    written = source.paths[0].stat().st_mtime_ns
+    assert CriteoSyntheticSource("", options(tmp_path)).paths[0].stat().st_mtime_ns == written
+    assert CriteoSyntheticSource("", options(tmp_path, seed=2)).paths != source.paths
     assert source.split(140) == CriteoSyntheticSource("", options(tmp_path, rows=210)).split(140)
 
 
 def test_the_teachers_probability_of_each_row_is_known(tmp_path):
     source = CriteoSyntheticSource("", options(tmp_path, rows=2000))
     scores = source.best_auc_scores()
-    labels = np.concatenate([block.labels for block in source.blocks()])[:, 0]
+    labels = np.concatenate([block.frame["click"] for block in source.blocks()])
     assert scores.shape == (2000,) and scores.dtype == np.float32
     assert scores.mean() == pytest.approx(labels.mean(), abs=4 * (0.25 / 2000) ** 0.5)
 

@@ -1,0 +1,178 @@
+"""Reading a store: rows of a split, training orders, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datastore.schema import read_schema
+from datastore.transform import DenseTransform
+from sources import Batch, Split
+
+
+class Store:
+    """A prepared store, memory-mapped.
+
+    Args:
+        directory: where it lies.
+        label: the label column that batches carry; "" is the first. Rows that lack it are left out everywhere.
+
+    Attributes:
+        tables: name -> number of counted rows n. Id n is the unknown id.
+        multi_hot: for each table, whether its cells hold bags of ids.
+        split: row ranges, see `sources.Split`.
+
+    Raises:
+        ValueError: no store, a damaged or older one, or no such label.
+    """
+
+    def __init__(self, directory: str | Path, label: str = "") -> None:
+        self.directory = Path(directory)
+        self.schema = read_schema(self.directory)
+        self.tables: dict[str, int] = self.schema["tables"]
+        self.multi_hot = [table in self.schema["multi_hot"] for table in self.tables]
+        self.split = Split(**self.schema["split"])
+        self.label = label or next(iter(self.schema["labels"]))
+        if self.label not in self.schema["labels"]:
+            names = ", ".join(self.schema["labels"])
+            raise ValueError(f"label {self.label!r} is not in {self.directory}: it has {names}")
+        self._transform = DenseTransform(self.schema["dense"])
+        mapped = np.load(self.directory / "rows.npy", mmap_mode="r")
+        self._record = mapped.dtype
+        self._records = np.asarray(mapped)
+        self._bytes = self._records.view(np.uint8).reshape(len(mapped), self._record.itemsize)
+        self._bags = {
+            table: tuple(
+                np.asarray(np.load(self.directory / "bags" / f"{table}.{name}.npy", mmap_mode="r"))
+                for name in ("offsets", "ids")
+            )
+            for table in self.schema["multi_hot"]
+        }
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def summary(self) -> str:
+        """What it holds and how it is split, in a line."""
+        of_label = f", label {self.label}" if len(self.schema["labels"]) > 1 else ""
+        return f"{len(self)} rows of {self.schema['data_set']}{of_label}; {self.split.description}"
+
+    def describe(self) -> dict:
+        """The same for programs."""
+        parts = {split: len(self.rows_of(split)) for split in ("train", "val", "test")}
+        return {
+            "data_set": self.schema["data_set"],
+            "label": self.label,
+            "settings": self.schema["settings"],
+            "split": self.split.description,
+            "rows": parts,
+        }
+
+    def rows_of(self, split: str) -> range | np.ndarray:
+        """Row numbers of "train", "val" or "test"; an array where some lack the label."""
+        if split == "train":
+            rows = range(self.split.train_days[0][0], self.split.train_days[-1][1])
+        else:
+            rows = range(*getattr(self.split, split))
+        return self._labelled(rows) if self.schema["labels"][self.label] else rows
+
+    def _labelled(self, rows: range | np.ndarray) -> np.ndarray:
+        numbers = np.asarray(rows)
+        return numbers[self._records[self.label][_index(rows)] >= 0]
+
+    def labels_of(self, split: str) -> np.ndarray:
+        """Labels float32 [rows] of a part."""
+        return self._records[self.label][_index(self.rows_of(split))].astype(np.float32)
+
+    def best_scores_of(self, split: str) -> np.ndarray | None:
+        """The planted teacher's probabilities [rows] of a part; None for real data."""
+        path = self.directory / "best_scores.npy"
+        return np.load(path, mmap_mode="r")[_index(self.rows_of(split))] if path.exists() else None
+
+    def counts_of(self, table: str) -> np.ndarray:
+        """How often each id, the unknown one last, occurs in the training part: int64 [n + 1]."""
+        names = list(self.tables)
+        before = sum(self.tables[name] + 1 for name in names[: names.index(table)])
+        return np.load(self.directory / "counts.npy", mmap_mode="r")[before : before + self.tables[table] + 1]
+
+    def training_order(self, randomize: str, rng: np.random.RandomState) -> np.ndarray | range:
+        """Row numbers in training order, the same in every epoch, drawn as the reference driver draws them.
+
+        Args:
+            randomize: "none": file order; "day": shuffled within each day; "total": over all training rows.
+            rng: the main generator. It is advanced twice over, because the reference also draws (and drops) a
+                training order when it builds its test set, and the initial weights come after both.
+        """
+        if self.schema["options"]["sub_sample_rate"]:
+            rng.uniform(size=self.schema["source"]["raw_rows"])
+        if randomize == "none":
+            return self.rows_of("train")
+        if randomize not in ("day", "total"):
+            raise ValueError(f"--data-randomize={randomize!r}: choose none, day or total")
+        groups = self.split.train_days
+        if randomize == "total":
+            groups = ((groups[0][0], groups[-1][1]),)
+        order = np.concatenate([start + rng.permutation(stop - start) for start, stop in groups])
+        for start, stop in groups:
+            rng.permutation(stop - start)
+        return self._labelled(order) if self.schema["labels"][self.label] else order
+
+    def batches(self, rows: np.ndarray | range, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the given rows in order, `batch_size` at a time, beginning with batch number `start`."""
+        for at in range(start * batch_size, len(rows), batch_size):
+            yield self.batch(rows[at : at + batch_size])
+
+    def batch(self, rows: np.ndarray | range) -> Batch:
+        """The given rows as one batch."""
+        chosen = _index(rows)
+        # one copy a row, whatever the number of columns; a range of rows is a view
+        taken = self._bytes[chosen] if isinstance(chosen, slice) else np.take(self._bytes, chosen, axis=0)
+        records = taken.view(self._record)[:, 0]
+        labels = torch.from_numpy(records[self.label].astype(np.float32)).unsqueeze(1)
+        dense = self._transform(records, len(records))
+        if self._bags:
+            return Batch(dense, *self._all_bags(records, rows), labels)
+        ids = np.empty((len(records), len(self.tables)), np.int64)
+        for t, table in enumerate(self.tables):
+            ids[:, t] = records[table]
+        return Batch(dense, torch.from_numpy(ids), None, labels)
+
+    def _all_bags(self, records: np.ndarray, rows: np.ndarray | range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bags of every table, those of one-hot tables of one id each: ids [L] and offsets [T * B + 1]."""
+        parts, lengths = [], []
+        for table in self.tables:
+            if table in self._bags:
+                ids, sizes = _take_bags(*self._bags[table], np.asarray(rows))
+            else:
+                ids, sizes = records[table], np.ones(len(records), np.int64)
+            parts.append(ids.astype(np.int64))
+            lengths.append(sizes)
+        offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+        return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(offsets)
+
+    def ids_in(self, rows: np.ndarray | range, chunk: int = 1 << 18) -> list[np.ndarray]:
+        """Which ids of each table occur in these rows: one bool array [n] a table."""
+        seen = [np.zeros(n + 1, bool) for n in self.tables.values()]
+        for at in range(0, len(rows), chunk):
+            part = rows[at : at + chunk]
+            part = part if isinstance(part, range) else np.sort(part)
+            records = self._records[_index(part)]
+            for table, flags in zip(self.tables, seen, strict=True):
+                bags = self._bags.get(table)
+                flags[records[table] if bags is None else _take_bags(*bags, np.asarray(part))[0]] = True
+        return [flags[:-1] for flags in seen]
+
+
+def _take_bags(offsets: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids [L] of some rows' bags, one bag behind the other, and the bags' lengths."""
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return ids[np.arange(len(shift)) + shift], lengths
+
+
+def _index(rows: np.ndarray | range) -> np.ndarray | slice:
+    return slice(rows.start, rows.stop) if isinstance(rows, range) else rows
