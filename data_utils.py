@@ -99,7 +99,7 @@ def _prepare(source: Source, options: StoreOptions, target: Path, checksum: str,
             shutil.rmtree(work, ignore_errors=True)  # mended data has another checksum: the parts are of no use
             raise
         except OSError as error:
-            if any(work.glob("*.rows.arrow")):
+            if any(work.glob("*.rows")):
                 raise OSError(f"{error} (what is prepared so far is kept in {work}: run again to go on)") from error
             shutil.rmtree(work, ignore_errors=True)
             raise

@@ -9,7 +9,7 @@ A store is a directory:
     best_scores.npy  float32 [N]: planted data only, the teacher's click probability
     vocabulary/      <table>.parquet: the raw value of id 0, 1, 2 ... in column "value"
 
-`collect` reads the raw rows once and writes them in encoded parts, from which an interrupted run goes on; `assemble`
+`collect` reads the raw rows once and writes them in encoded `parts`, from which an interrupted run goes on; `assemble`
 makes the store of the parts. The store is written aside and renamed when it is complete.
 
 Legend, here and in the modules: N rows, M dense features, T tables, n counted ids of a table, B batch.

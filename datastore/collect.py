@@ -1,64 +1,56 @@
-"""Raw rows -> encoded parts on disk: the long half of preparing, which a later run takes up where it was interrupted.
-
-A work folder holds
-    parts.jsonl           a header with the store's key, then one line a finished part
-    00000.rows.arrow      its rows: labels, dense values and temporary ids (in order of appearance over all rows)
-    00000.new.arrow       one row of lists: the values that got their ids in this part, and what is known of its rows
-A line is written after its files, with their checksum: what does not agree is read again.
-"""
+"""Raw rows -> encoded parts on disk: the long half of preparing, from which an interrupted run goes on."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from datastore.index import TableIndex
+from datastore.parts import (
+    MANIFEST,
+    Bags,
+    Part,
+    common_type,
+    finished_parts,
+    id_type,
+    narrowest,
+    pack,
+    read_part,
+    record_type,
+    write_part,
+)
 from datastore.progress import Progress
 from datastore.schema import FORMAT_VERSION, StoreOptions
-from sources import GROUP, Block, DataError, Groups, Layout, Position, Source
+from sources import GROUP, Block, DataError, Groups, Layout, Source
 
 PART_ROWS = 400_000  # at least, less at a file's end: what a killed run has to read again
-MANIFEST = "parts.jsonl"
-
-
-@dataclass
-class Part:
-    """A finished part, as its line in the manifest says."""
-
-    name: str
-    checksum: int
-    rows: int
-    raw_rows: int
-    skipped: int
-    problem: str
-    end: Position
-    unlabelled: dict[str, int]  # rows that lack a label
-    dense_types: dict[str, str]
-    kinds: dict[str, str]  # of the tables' values, see `TableIndex`
 
 
 @dataclass
 class Collected:
-    """All parts of a data set, and what is known once the last row is read."""
+    """All parts of a data set, and what is known of them so far."""
 
     folder: Path
+    layout: Layout
+    indexes: dict[str, TableIndex]
+    sampled: bool
     parts: list[Part] = field(default_factory=list)
-    indexes: dict[str, TableIndex] = field(default_factory=dict)
+    types: dict[str, np.dtype] = field(default_factory=dict)  # of the columns of a record, wide enough for all parts
     groups: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     kept: list[np.ndarray] = field(default_factory=list)  # bool [raw rows] a part, where rows are sub-sampled
-    sampled: bool = False
+
+    @property
+    def one_hot(self) -> list[str]:
+        """Tables that lie in the records."""
+        return [table for table in self.layout.tables if table not in self.layout.multi_hot]
 
     @property
     def raw_rows(self) -> int:
@@ -75,9 +67,14 @@ class Collected:
         """Which raw rows are left after sub-sampling, bool; None: all."""
         return np.concatenate(self.kept) if self.sampled else None
 
-    def rows_of(self, part: Part) -> pl.DataFrame:
-        """A part's rows."""
-        return pl.read_ipc((self.folder / f"{part.name}.rows.arrow").read_bytes())  # bytes: no mapped file counts
+    def read(self, part: Part) -> tuple[np.ndarray, Bags]:
+        """A part's records and bags."""
+        return read_part(self.folder, part)
+
+    def widen(self, types: dict[str, np.dtype]) -> None:
+        """Make room for the columns of one more part."""
+        for name, dtype in types.items():
+            self.types[name] = common_type(self.types.get(name, dtype), dtype)
 
 
 def collect(source: Source, options: StoreOptions, folder: Path, key: str, progress: Progress) -> Collected:
@@ -87,8 +84,8 @@ def collect(source: Source, options: StoreOptions, folder: Path, key: str, progr
         DataError: a raw row cannot be read; the parts before it stay. OSError: unreadable, out of disk.
     """
     done = _take_up(source.layout, options, folder, key)
-    progress.resume(done.parts[-1].end if done.parts else None, done.raw_rows, sum(p.skipped for p in done.parts))
     start = done.parts[-1].end if done.parts else None
+    progress.resume(start, done.raw_rows, sum(part.skipped for part in done.parts))
     rng = np.random.RandomState(options.sub_sample_seed)
     if done.sampled:
         rng.uniform(size=done.raw_rows)
@@ -99,11 +96,13 @@ def collect(source: Source, options: StoreOptions, folder: Path, key: str, progr
     ):
         written: Future | None = None
         for blocks in _by_part(source.blocks(start), progress):
-            part = _encode(blocks, f"{len(done.parts):05d}", source.layout, done, pool, rng, options)
+            frame = pl.concat([block.frame for block in blocks]) if len(blocks) > 1 else blocks[0].frame
+            frame, extra = _sample(frame, done, rng, options)
+            part, records, bags = _encode(blocks, frame, extra, done, pool)
             if written is not None:
                 written.result()
-            written = writer.submit(_write, *part, folder, manifest)
-            done.parts.append(part[0])
+            written = writer.submit(write_part, part, records, bags, extra, folder, manifest)
+            done.parts.append(part)
         if written is not None:
             written.result()
     if not done.raw_rows:
@@ -125,126 +124,17 @@ def _by_part(blocks: Iterator[Block], progress: Progress) -> Iterator[list[Block
         yield waiting
 
 
-# -------------------------------------------------------------------------------------------------------- encode
-
-
-def _encode(
-    blocks: list[Block],
-    name: str,
-    layout: Layout,
-    done: Collected,
-    pool: ThreadPoolExecutor,
-    rng: np.random.RandomState,
-    options: StoreOptions,
-) -> tuple[Part, pl.DataFrame, dict[str, pl.Series]]:
-    """A part's rows with ids, its line, and the lists of its second file; the indexes grow."""
-    frame = pl.concat([block.frame for block in blocks]) if len(blocks) > 1 else blocks[0].frame
-    raw_rows, extra = frame.height, {}
-    if layout.grouped:
-        runs = _runs(frame[GROUP].to_numpy())
-        done.groups.append(runs)
-        extra |= {"__group_values": pl.Series(runs[0]), "__group_lengths": pl.Series(runs[1])}
-    if done.sampled:
-        # the draws of the reference on a fresh cache: one a raw row
-        kept = (frame[layout.labels[0]].fill_null(0).to_numpy() != 0) | (
-            rng.uniform(size=raw_rows) >= options.sub_sample_rate
-        )
-        done.kept.append(kept)
-        extra["__kept"] = pl.Series(np.packbits(kept))
-        frame = frame.filter(pl.Series(kept))
-
-    def encode(table: str) -> tuple[pl.Series, pl.Series]:
-        return encode_table(frame[table], done.indexes[table].grow, table in layout.multi_hot)
-
-    ids = pool.map(encode, layout.tables)
-    values = pool.map(lambda c: _dense_values(frame[c], layout.dense[c]), layout.dense)
-    dense = dict(zip(layout.dense, values, strict=True))
-    columns = [frame[label].fill_null(-1).cast(pl.Int8) for label in layout.labels]
-    columns += [pl.Series(column, values) for column, values in dense.items()]
-    for table, (encoded, new) in zip(layout.tables, ids, strict=True):
-        columns.append(encoded.alias(table))
-        extra[table] = new
-    part = Part(
-        name,
-        checksum=0,
-        rows=frame.height,
-        raw_rows=raw_rows,
-        skipped=sum(block.skipped for block in blocks),
-        problem=next((block.problem for block in blocks if block.problem), ""),
-        end=blocks[-1].end,
-        unlabelled={label: frame[label].null_count() for label in layout.labels},
-        dense_types={column: values.dtype.name for column, values in dense.items()},
-        kinds={table: done.indexes[table].kind for table in layout.tables},
-    )
-    return part, pl.DataFrame(columns), extra
-
-
-def encode_table(column: pl.Series, grow: Any, multi_hot: bool) -> tuple[pl.Series, pl.Series]:
-    """Ids of a column, as numbers or, multi-hot, as lists of numbers; `grow` is `TableIndex.grow`."""
-    if not multi_hot:
-        ids, new = grow(column)
-        return pl.Series(narrow(ids)), new
-    lengths = column.list.len().fill_null(0).to_numpy()
-    ids, new = grow(column.filter(pl.Series(lengths > 0)).explode())
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return pl.Series(pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids)))), new
-
-
-def narrow(values: np.ndarray) -> np.ndarray:
-    """The same integers in the smallest type that holds them."""
-    if not len(values):
-        return values.astype(np.uint8)
-    low, high = int(values.min()), int(values.max())
-    for dtype in (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32):
-        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return values.astype(dtype, copy=False)
-    return values.astype(np.int64, copy=False)
-
-
-def _dense_values(column: pl.Series, transform: str) -> np.ndarray:
-    """Integers in their narrowest type, other numbers as float32; a missing value is 0, or NaN where it stands for
-    the mean."""
-    if transform == "standard":
-        return column.cast(pl.Float32).fill_null(float("nan")).to_numpy()
-    column = column.fill_null(0)
-    return narrow(column.to_numpy()) if column.dtype.is_integer() else column.cast(pl.Float32).to_numpy()
-
-
-def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    starts = np.flatnonzero(np.concatenate([[len(values) > 0], values[1:] != values[:-1]]))
-    return values[starts].astype(np.int64), np.diff(np.append(starts, len(values)))
-
-
-# ------------------------------------------------------------------------------------------------ write, take up
-
-
-def _write(part: Part, rows: pl.DataFrame, extra: dict[str, pl.Series], folder: Path, manifest: io.TextIOBase) -> None:
-    part.checksum = 0
-    new = pl.DataFrame({name: [values] for name, values in extra.items()})
-    for suffix, frame in (("rows", rows), ("new", new)):
-        content = io.BytesIO()
-        frame.write_ipc(content)
-        part.checksum = zlib.crc32(content.getbuffer(), part.checksum)
-        with open(folder / f"{part.name}.{suffix}.arrow", "wb") as file:
-            file.write(content.getbuffer())
-    manifest.write(json.dumps(vars(part)) + "\n")
-    manifest.flush()
-
-
 def _take_up(layout: Layout, options: StoreOptions, folder: Path, key: str) -> Collected:
     """What a former run of the same key has finished; anything else in the folder is cleared."""
-    done = Collected(folder, sampled=bool(options.sub_sample_rate))
-    done.indexes = {table: TableIndex(table, options.max_ind_range) for table in layout.tables}
+    indexes = {table: TableIndex(table, options.max_ind_range) for table in layout.tables}
+    done = Collected(folder, layout, indexes, bool(options.sub_sample_rate))
     header = {"format": FORMAT_VERSION, "key": key}
-    lines = _manifest_lines(folder, header)
-    for line in lines:
-        part = Part(**line)
-        extra = _read_new(folder, part)
-        if extra is None:
-            break
+    for part, records, bags, extra in finished_parts(folder, header):
         done.parts.append(part)
-        for table, index in done.indexes.items():
+        done.widen({name: np.dtype(type_name) for name, type_name in part.types.items()})
+        for table, index in indexes.items():
             index.take_up(part.kinds[table], extra[table][0])
+            index.count(bags[table][1] if table in bags else records[table])
         if layout.grouped:
             done.groups.append((extra["__group_values"][0].to_numpy(), extra["__group_lengths"][0].to_numpy()))
         if done.sampled:
@@ -257,28 +147,90 @@ def _take_up(layout: Layout, options: StoreOptions, folder: Path, key: str) -> C
     return done
 
 
-def _manifest_lines(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:  # the last line of a killed run
-            break
-    return parsed[1:] if parsed and parsed[0] == header else []
+# -------------------------------------------------------------------------------------------------------- encode
 
 
-def _read_new(folder: Path, part: Part) -> pl.DataFrame | None:
-    """The second file of a part, if both are what was written."""
-    checksum = 0
-    try:
-        for suffix in ("rows", "new"):
-            checksum = zlib.crc32((folder / f"{part.name}.{suffix}.arrow").read_bytes(), checksum)
-    except OSError:
-        return None
-    if checksum != part.checksum:
-        return None
-    return pl.read_ipc((folder / f"{part.name}.new.arrow").read_bytes())
+def _sample(
+    frame: pl.DataFrame, done: Collected, rng: np.random.RandomState, options: StoreOptions
+) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+    """The rows that are kept, and what is to be remembered of all."""
+    extra = {}
+    if done.layout.grouped:
+        runs = _runs(frame[GROUP].to_numpy())
+        done.groups.append(runs)
+        extra |= {"__group_values": pl.Series(runs[0]), "__group_lengths": pl.Series(runs[1])}
+    if done.sampled:
+        # the draws of the reference on a fresh cache: one a raw row
+        drawn = rng.uniform(size=frame.height) >= options.sub_sample_rate
+        kept = (frame[done.layout.labels[0]].fill_null(0).to_numpy() != 0) | drawn
+        done.kept.append(kept)
+        extra["__kept"] = pl.Series(np.packbits(kept))
+        frame = frame.filter(pl.Series(kept))
+    return frame, extra
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.flatnonzero(np.concatenate([[len(values) > 0], values[1:] != values[:-1]]))
+    return values[starts].astype(np.int64), np.diff(np.append(starts, len(values)))
+
+
+def _encode(
+    blocks: list[Block], frame: pl.DataFrame, extra: dict[str, pl.Series], done: Collected, pool: ThreadPoolExecutor
+) -> tuple[Part, np.ndarray, Bags]:
+    """A part of some rows: ids for values, records for columns. The indexes grow, `extra` takes the new values."""
+    layout = done.layout
+    columns = {label: frame[label].fill_null(-1).to_numpy() for label in layout.labels}
+    dense = pool.map(lambda name: _dense_values(frame[name], layout.dense[name]), layout.dense)
+    tables = pool.map(
+        lambda table: encode_table(frame[table], done.indexes[table].grow, table in layout.multi_hot), layout.tables
+    )
+    types = dict.fromkeys(layout.labels, np.dtype(np.int8))
+    for name, (values, dtype) in zip(layout.dense, dense, strict=True):
+        columns[name], types[name] = values, dtype
+    bags: Bags = {}
+    for table, (ids, lengths, new) in zip(layout.tables, tables, strict=True):
+        extra[table] = new
+        if lengths is None:
+            columns[table], types[table] = ids, id_type(len(done.indexes[table]))
+        else:
+            bags[table] = lengths, ids
+    done.widen(types)
+    record = record_type(done.types)
+    records = np.zeros(frame.height, record)
+    half = frame.height // 2
+    halves = [slice(0, half), slice(half, None)]
+    list(pool.map(lambda h: pack({name: c[h] for name, c in columns.items()}, record, records[h]), halves))
+    part = Part(
+        name=f"{len(done.parts):05d}",
+        checksum=0,
+        rows=frame.height,
+        raw_rows=sum(block.frame.height for block in blocks),
+        skipped=sum(block.skipped for block in blocks),
+        problem=next((block.problem for block in blocks if block.problem), ""),
+        end=blocks[-1].end,
+        unlabelled={label: frame[label].null_count() for label in layout.labels},
+        types={name: dtype.name for name, dtype in done.types.items()},
+        bag_ids={table: len(ids) for table, (_, ids) in bags.items()},
+        kinds={table: index.kind for table, index in done.indexes.items()},
+    )
+    return part, records, bags
+
+
+def encode_table(
+    column: pl.Series, encode: Callable[[pl.Series], tuple[np.ndarray, pl.Series | None]], multi_hot: bool
+) -> tuple[np.ndarray, np.ndarray | None, pl.Series | None]:
+    """Ids int32 of a column; multi-hot: those of all bags, and the bags' lengths int32 [rows]; and what is new."""
+    if not multi_hot:
+        ids, new = encode(column)
+        return ids, None, new
+    lengths = column.list.len().fill_null(0).cast(pl.Int32).to_numpy()
+    ids, new = encode(column.filter(pl.Series(lengths > 0)).explode())
+    return ids, lengths, new
+
+
+def _dense_values(column: pl.Series, transform: str) -> tuple[np.ndarray, np.dtype]:
+    """Values and the type they need; a missing one is 0, or NaN where it stands for the mean."""
+    if transform == "standard":
+        return column.cast(pl.Float32).fill_null(float("nan")).to_numpy(), np.dtype(np.float32)
+    values = (column.fill_null(0) if column.null_count() else column).to_numpy()
+    return values, narrowest(values)

@@ -104,6 +104,7 @@ class TableIndex:
         self.name, self.cap = name, cap
         self.kind = ""  # "integer" or "text", by the first column seen
         self._index: IntegerIndex | TextIndex | None = None
+        self._counts = np.zeros(1024, np.int64)  # room for more ids than there are
 
     @classmethod
     def of_values(cls, name: str, cap: int, kind: str, values: pl.Series) -> TableIndex:
@@ -124,7 +125,17 @@ class TableIndex:
         ids[missing] = np.arange(len(self), len(self) + len(missing), dtype=np.int32)
         new = distinct[missing] if isinstance(distinct, np.ndarray) else [distinct[i] for i in missing]
         self._add(new)
+        self._counts[ids] += np.bincount(codes, minlength=len(ids))
         return ids[codes], pl.Series(self.name, new)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each id was seen [n] int64."""
+        return self._counts[: len(self)]
+
+    def count(self, ids: np.ndarray) -> None:
+        """Count ids that a former run has encoded."""
+        self._counts[: len(self)] += np.bincount(ids, minlength=len(self))
 
     def take_up(self, kind: str, values: pl.Series) -> None:
         """Take up the kind and the new values that a former run has found, in their order."""
@@ -169,16 +180,18 @@ class TableIndex:
         if len(self) + len(values) > MAX_IDS:
             raise ValueError(f"table {self.name}: more than {MAX_IDS} ids: cap them with --max-ind-range")
         self._index.add(values)
+        if len(self) > len(self._counts):
+            self._counts = np.pad(self._counts, (0, 2 * len(self) - len(self._counts)))
 
     def _factorize(self, column: pl.Series) -> tuple[np.ndarray, np.ndarray | list[str]]:
         """Codes [m] and the distinct values, in order of first appearance; missing values are 0 or ""."""
         if column.dtype == pl.String:
-            codes, distinct = _dictionary(column.fill_null("").to_arrow())
+            codes, distinct = _dictionary((column.fill_null("") if column.null_count() else column).to_arrow())
             if self.cap <= 0:
                 return codes, distinct.to_pylist()
             values = np.array([zlib.crc32(text.encode()) for text in distinct.to_pylist()], np.uint32)
         else:
-            codes, values = None, _integers(column.fill_null(0))
+            codes, values = None, _integers(column.fill_null(0) if column.null_count() else column)
         if self.cap > 0:
             values = (values % values.dtype.type(self.cap)).astype(np.uint32)
         inner, distinct = _dictionary(pa.array(values))

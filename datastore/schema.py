@@ -15,7 +15,6 @@ from mlet.files import atomic_file
 FORMAT_VERSION = 2
 SCHEMA = "schema.json"
 CHECKSUM_CACHE = "checksums.json"
-HASH_CHUNK = 8 << 20
 ID_ORDERS = ("appearance", "frequency")
 FITS = ("all", "train")
 
@@ -89,11 +88,8 @@ def _file_checksum(path: Path, folder: Path) -> str:
     except (OSError, ValueError):
         cache = {}
     if entry not in cache:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            while chunk := file.read(HASH_CHUNK):
-                digest.update(chunk)
-        cache[entry] = digest.hexdigest()
+        with open(path, "rb", buffering=0) as file:
+            cache[entry] = hashlib.file_digest(file, "sha256").hexdigest()
         with contextlib.suppress(OSError):  # a read-only folder costs a second reading, not the run
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(cache_file, "w") as file:

@@ -48,9 +48,9 @@ class Vocabulary:
         ids, lengths = [], []
         for table in self.layout.tables:
             index, is_bag = self._indexes[table], table in self.layout.multi_hot
-            encoded, _ = encode_table(frame[table], lambda column, i=index: (i.encode(column), None), is_bag)
-            lengths.append(encoded.list.len().to_numpy() if is_bag else np.ones(frame.height, np.int64))
-            ids.append((encoded.explode().drop_nulls() if is_bag else encoded).to_numpy().astype(np.int64))
+            encoded, sizes, _ = encode_table(frame[table], lambda column, i=index: (i.encode(column), None), is_bag)
+            lengths.append(np.ones(frame.height, np.int64) if sizes is None else sizes)
+            ids.append(encoded.astype(np.int64))
         labels = torch.empty(frame.height, 0)
         if not self.layout.multi_hot:
             return Batch(dense, torch.from_numpy(np.stack(ids, axis=1)), None, labels)

@@ -26,7 +26,9 @@ from sources.text_kinds import KINDS, Column, Refused, converted, field_problem
 
 BLOCK_BYTES = 16 << 20
 MAX_LINE_BYTES = 64 << 20
-WORKERS = 2  # blocks parsed at a time; more would only cost memory, polars has threads of its own
+WORKERS = 3  # blocks parsed at a time; more would only cost memory, polars has threads of its own
+COUNT_BYTES = 1 << 17
+WINDOW_BYTES = 1 << 16  # looked through at a time for a line end
 BOM = b"\xef\xbb\xbf"
 
 
@@ -53,7 +55,7 @@ class TextFormat:
 
 
 class _Chunk(NamedTuple):
-    text: bytearray  # whole lines
+    text: bytes  # whole lines
     lines: int
     path: Path
     columns: tuple[Column, ...]
@@ -156,38 +158,73 @@ def _first_line(path: Path, bad_rows: str) -> tuple[bytes, int]:
     return first[len(BOM) :], len(BOM)
 
 
-def _whole_lines(path: Path, offset: int, line: int, crlf: bool) -> Iterator[tuple[bytearray, bool]]:
+def _whole_lines(path: Path, offset: int, line: int, crlf: bool) -> Iterator[tuple[bytes, bool]]:
     """Cut a file from `offset` on into blocks that end with a line end; the flag says that nothing follows."""
+    ready = None
     with _open(path) as file:
-        file.seek(offset)
-        ready, rest = None, b""
-        while True:
-            block = bytearray(max(BLOCK_BYTES, 2 * len(rest)))
-            block[: len(rest)] = rest
-            read = _read_into(file, memoryview(block)[len(rest) :], path, line)
-            filled = len(rest) + read
-            end = block.rfind(b"\n", 0, filled) + 1
-            rest = bytes(memoryview(block)[end:filled])
-            if len(rest) > MAX_LINE_BYTES:
-                raise DataError(f"{path}, line {line} or after: longer than {MAX_LINE_BYTES} bytes: is it text?")
-            if end:
-                if ready is not None:
-                    yield ready, False
-                    line += _count(ready, b"\n")
-                del block[end:]
-                ready = block
-            if not read:
-                break
-        if rest:
+        for text in _packed_blocks(file, path, offset, line) if _is_gzip(path) else _plain_blocks(file, path, offset):
             if ready is not None:
                 yield ready, False
-            ready = bytearray(rest.rstrip(b"\r") + (b"\r\n" if crlf else b"\n"))
-        if ready is not None:
-            yield ready, True
+            ready = text
+            if not text.endswith(b"\n"):  # the last line, or one without an end in sight
+                if len(text) > MAX_LINE_BYTES:
+                    raise DataError(f"{path}, line {line} or after: longer than {MAX_LINE_BYTES} bytes: is it text?")
+                ready = text.rstrip(b"\r") + (b"\r\n" if crlf else b"\n")
+    if ready is not None:
+        yield ready, True
 
 
-def _count(text: bytes | bytearray, character: bytes) -> int:
-    return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord(character)))
+def _plain_blocks(file: io.FileIO, path: Path, offset: int) -> Iterator[bytes]:
+    """Blocks of a plain file, each read at once in its exact length: fresh memory is what reading costs."""
+    size = path.stat().st_size
+    while offset < size:
+        length = _length_of_lines(file, offset, min(BLOCK_BYTES, size - offset), size)
+        file.seek(offset)
+        text = file.read(length)
+        offset += len(text)
+        yield text
+
+
+def _length_of_lines(file: io.FileIO, offset: int, length: int, size: int) -> int:
+    """At most `length` bytes that end with a line end; more if the first line is longer; all where none ends."""
+    at = offset + length
+    while at > offset:
+        begin = max(offset, at - WINDOW_BYTES)
+        file.seek(begin)
+        end = file.read(at - begin).rfind(b"\n") + 1
+        if end:
+            return begin + end - offset
+        at = begin
+    at = offset + length
+    while at < size and at - offset <= MAX_LINE_BYTES:
+        file.seek(at)
+        window = file.read(WINDOW_BYTES)
+        end = window.find(b"\n") + 1
+        if end:
+            return at + end - offset
+        at += len(window)
+    return min(at, size) - offset
+
+
+def _packed_blocks(file: io.BufferedIOBase, path: Path, offset: int, line: int) -> Iterator[bytes]:
+    """Blocks of a gzip file, which can only be read on."""
+    file.seek(offset)
+    rest, block = b"", bytearray(BLOCK_BYTES)
+    while read := _read_into(file, memoryview(block), path, line):
+        end = block.rfind(b"\n", 0, read) + 1
+        if end:
+            yield rest + block[:end]
+        rest = bytes(block[end:read]) if end else rest + block[:read]
+        if len(rest) > MAX_LINE_BYTES:
+            break
+    if rest:
+        yield rest
+
+
+def _count(text: bytes, character: bytes) -> int:
+    characters = np.frombuffer(text, np.uint8)
+    pieces = range(0, len(characters), COUNT_BYTES)  # small ones: fresh memory costs more than the comparison
+    return sum(int(np.count_nonzero(characters[at : at + COUNT_BYTES] == ord(character))) for at in pieces)
 
 
 # ------------------------------------------------------------------------------------------------------- columns
@@ -248,7 +285,7 @@ def _parse(chunk: _Chunk, text_format: TextFormat, bad_rows: str) -> tuple[pl.Da
     except (pl.exceptions.PolarsError, Refused) as error:
         reason = str(error).split("\n")[0]
     good, skipped, problem = [], 0, ""
-    lines = bytes(chunk.text)[:-1].split(b"\n")
+    lines = chunk.text[:-1].split(b"\n")
     for number, line in enumerate(lines, start=chunk.first_line):
         if text_format.skip_blank and not line.strip():
             continue
@@ -267,7 +304,7 @@ def _parse(chunk: _Chunk, text_format: TextFormat, bad_rows: str) -> tuple[pl.Da
     return _parse_fast(text, len(good), chunk, text_format), skipped, problem
 
 
-def _parse_fast(text: bytes | bytearray, lines: int, chunk: _Chunk, text_format: TextFormat) -> pl.DataFrame:
+def _parse_fast(text: bytes, lines: int, chunk: _Chunk, text_format: TextFormat) -> pl.DataFrame:
     wanted = [column for column in chunk.columns if column.kind != "ignore"]
     schema = {column.name: KINDS[column.kind].dtype for column in chunk.columns}
     if not text:
@@ -284,7 +321,7 @@ def _parse_fast(text: bytes | bytearray, lines: int, chunk: _Chunk, text_format:
         quoted = text_format.quoted and b'"' in text
         _check_field_counts(text, lines, len(chunk.columns), text_format.separator, quoted)
         frame = pl.read_csv(
-            io.BytesIO(text),
+            text,
             separator=text_format.separator,
             has_header=False,
             schema=schema,
@@ -296,7 +333,7 @@ def _parse_fast(text: bytes | bytearray, lines: int, chunk: _Chunk, text_format:
     return converted(frame, wanted)
 
 
-def _check_field_counts(text: bytes | bytearray, lines: int, columns: int, separator: str, quoted: bool) -> None:
+def _check_field_counts(text: bytes, lines: int, columns: int, separator: str, quoted: bool) -> None:
     """Rows of the wrong length: polars fills or refuses them row by row, but only in some cases."""
     if not quoted:
         separators = _count(text, separator.encode())

@@ -62,10 +62,10 @@ def interrupted(make_source):
     return Path(".store.parts")
 
 
-@pytest.mark.parametrize("suffix", ["rows", "new"])
+@pytest.mark.parametrize("suffix", ["rows", "new.arrow"])
 def test_a_damaged_part_and_those_behind_it_are_read_again(make_source, suffix):
     whole = prepare(make_source(), OPTIONS, "whole")
-    damaged = interrupted(make_source) / f"00002.{suffix}.arrow"
+    damaged = interrupted(make_source) / f"00002.{suffix}"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
@@ -112,7 +112,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tmp_path):
-    slow = "import time, datastore.collect as c; w = c._write; c._write = lambda *a: (time.sleep(0.2), w(*a))"
+    slow = "import time, datastore.collect as c; w = c.write_part; c.write_part = lambda *a: (time.sleep(0.2), w(*a))"
     process = subprocess.Popen(prepare_command(small_tsv, code=slow), cwd=tmp_path, env=ENVIRONMENT)
     manifest = tmp_path / ".store.parts" / "parts.jsonl"
     deadline = time.monotonic() + 60
@@ -133,7 +133,7 @@ def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tm
 
 
 def test_two_processes_preparing_one_store_do_it_once(small_tsv, tmp_path):
-    slow = "import time, datastore.collect as c; w = c._write; c._write = lambda *a: (time.sleep(0.05), w(*a))"
+    slow = "import time, datastore.collect as c; w = c.write_part; c.write_part = lambda *a: (time.sleep(0.05), w(*a))"
     both = [
         subprocess.Popen(
             prepare_command(small_tsv, code=slow), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
