@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -93,9 +94,10 @@ def collect(source: Source, options: StoreOptions, folder: Path, key: str, progr
         open(folder / MANIFEST, "a", encoding="utf-8") as manifest,  # closed last: a part may still be written
         ThreadPoolExecutor(os.cpu_count()) as pool,  # polars, pyarrow and NumPy release the interpreter lock
         ThreadPoolExecutor(1) as writer,
+        contextlib.closing(source.blocks(start)) as raw_blocks,  # readers hold threads: end them here, whatever happens
     ):
         written: Future | None = None
-        for blocks in _by_part(source.blocks(start), progress):
+        for blocks in _by_part(raw_blocks, progress):
             frame = pl.concat([block.frame for block in blocks]) if len(blocks) > 1 else blocks[0].frame
             frame, extra = _sample(frame, done, rng, options)
             part, records, bags = _encode(blocks, frame, extra, done, pool)

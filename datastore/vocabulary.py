@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,9 +73,10 @@ class Vocabulary:
             blocks = source.scoring_blocks(Path(path), self.schema["settings"])
         else:
             blocks = table_blocks(Path(path), self.layout)
-        for block in blocks:
-            for frame in block.frame.iter_slices(rows):
-                yield self.encode(frame)
+        with contextlib.closing(blocks):
+            for block in blocks:
+                for frame in block.frame.iter_slices(rows):
+                    yield self.encode(frame)
 
 
 def save_vocabulary(store: str | Path, target: str | Path) -> None:

@@ -208,8 +208,10 @@ def _length_of_lines(file: io.FileIO, offset: int, length: int, size: int) -> in
 
 def _packed_blocks(file: io.BufferedIOBase, path: Path, offset: int, line: int) -> Iterator[bytes]:
     """Blocks of a gzip file, which can only be read on."""
-    file.seek(offset)
     rest, block = b"", bytearray(BLOCK_BYTES)
+    left = offset
+    while left and (read := _read_into(file, memoryview(block)[: min(left, BLOCK_BYTES)], path, line)):
+        left -= read
     while read := _read_into(file, memoryview(block), path, line):
         end = block.rfind(b"\n", 0, read) + 1
         if end:
