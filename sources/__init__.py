@@ -12,7 +12,7 @@ Legend: B batch, N raw rows, M dense features, T tables (categorical columns), L
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -144,6 +144,23 @@ def random_split(rows: int, seed: int, tenths: tuple[int, int, int] = (8, 1, 1))
     for part in range(3):
         part_of_row[order[bounds[part] : bounds[part + 1]]] = part
     return split_by_part(part_of_row, f"random {':'.join(map(str, tenths))} by a permutation of all rows, seed {seed}")
+
+
+def blocks_of_slices(
+    rows: int,
+    size: int,
+    start: Position | None,
+    frame_of: Callable[[int, int], pl.DataFrame],
+    skipped: int,
+    problem: str,
+) -> Iterator[Block]:
+    """Blocks of a data set that is held in memory: `frame_of(first, stop)` for `size` rows at a time, from `start` on.
+
+    The first block of all carries the count of bad rows and the first problem.
+    """
+    for row in range(start["row"] if start else 0, max(rows, 1), size):
+        stop = min(row + size, rows)
+        yield Block(frame_of(row, stop), {"row": stop}, *((skipped, problem) if row == 0 else ()))
 
 
 @dataclass(frozen=True)

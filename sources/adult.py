@@ -32,6 +32,7 @@ from sources import (
     Position,
     SourceOptions,
     Split,
+    blocks_of_slices,
     split_by_part,
     take_settings,
 )
@@ -86,11 +87,7 @@ class AdultSource:
             parts.append(frame.with_columns(pl.lit(number, pl.Int32).alias(GROUP)))
             skipped, problem = skipped + left_out, problem or what
         frame = pl.concat(parts).select(*_columns(self.layout), GROUP)
-        first = start["row"] if start else 0
-        for row in range(first, frame.height, BLOCK_ROWS):
-            block = frame[row : row + BLOCK_ROWS]
-            bad = (skipped, problem) if row == 0 else (0, "")
-            yield Block(block, {"row": row + block.height}, *bad)
+        return blocks_of_slices(frame.height, BLOCK_ROWS, start, lambda a, b: frame[a:b], skipped, problem)
 
     def split(self, rows: int, groups: Groups) -> Split:
         """Test as shipped, validation a tenth of the rest."""

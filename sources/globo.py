@@ -31,7 +31,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from sources import GROUP, PARTS, Block, DataError, Groups, Layout, Position, SourceOptions, Split, take_settings
+from sources import (
+    GROUP,
+    PARTS,
+    Block,
+    DataError,
+    Groups,
+    Layout,
+    Position,
+    SourceOptions,
+    Split,
+    blocks_of_slices,
+    take_settings,
+)
 from sources.text import Column, TextFormat, text_blocks
 
 BLOCK_ROWS = 262_144
@@ -91,11 +103,9 @@ class GloboSource:
     def blocks(self, start: Position | None = None) -> Iterator[Block]:
         """The clicks in the order of time, each with its negatives behind it."""
         rows = self._rows()
-        first = start["row"] if start else 0
-        for row in range(first, len(rows.click), BLOCK_ROWS):
-            stop = min(row + BLOCK_ROWS, len(rows.click))
-            frame = _frame(rows, row, stop)
-            yield Block(frame, {"row": stop}, *((rows.skipped, rows.problem) if row == 0 else ()))
+        return blocks_of_slices(
+            len(rows.click), BLOCK_ROWS, start, lambda a, b: _frame(rows, a, b), rows.skipped, rows.problem
+        )
 
     def split(self, rows: int, groups: Groups) -> Split:
         """Parts and days as `blocks` has marked them."""

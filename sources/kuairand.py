@@ -23,7 +23,18 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sources import GROUP, Block, DataError, Groups, Layout, Position, SourceOptions, Split, take_settings
+from sources import (
+    GROUP,
+    Block,
+    DataError,
+    Groups,
+    Layout,
+    Position,
+    SourceOptions,
+    Split,
+    blocks_of_slices,
+    take_settings,
+)
 from sources.text import Column, TextFormat, text_blocks
 
 BLOCK_ROWS = 1 << 18
@@ -92,13 +103,12 @@ class KuaiRandSource:
         log, *bad_log = _read_log(self._logs, self._bad_rows)
         left_out, what = zip(bad_users, bad_videos, bad_log, strict=True)
         skipped, problem = sum(left_out), next(filter(None, what), "")
-        first = start["row"] if start else 0
-        for row in range(first, log.height, BLOCK_ROWS):
-            rows = log[row : row + BLOCK_ROWS]
-            rows = rows.join(users, on="user_id", how="left", maintain_order="left")
-            rows = rows.join(videos, on="video_id", how="left", maintain_order="left")
-            bad = (skipped, problem) if row == 0 else (0, "")
-            yield Block(rows, {"row": row + rows.height}, *bad)
+
+        def joined(first: int, stop: int) -> pl.DataFrame:
+            rows = log[first:stop].join(users, on="user_id", how="left", maintain_order="left")
+            return rows.join(videos, on="video_id", how="left", maintain_order="left")
+
+        return blocks_of_slices(log.height, BLOCK_ROWS, start, joined, skipped, problem)
 
     def split(self, rows: int, groups: Groups) -> Split:
         """One day a date; the last two are validation and test."""

@@ -32,6 +32,7 @@ from sources import (
     Position,
     SourceOptions,
     Split,
+    blocks_of_slices,
     random_split,
     take_settings,
 )
@@ -79,10 +80,7 @@ class MovieLens1MSource:
     def blocks(self, start: Position | None = None) -> Iterator[Block]:
         """The ratings in file order, joined with what is known of user and movie."""
         frame, skipped, problem = self._build()
-        first = start["row"] if start else 0
-        for row in range(first, max(frame.height, 1), BLOCK_ROWS):
-            part = frame.slice(row, BLOCK_ROWS)
-            yield Block(part, {"row": row + part.height}, *((skipped, problem) if row == 0 else ()))
+        return blocks_of_slices(frame.height, BLOCK_ROWS, start, lambda a, b: frame[a:b], skipped, problem)
 
     def split(self, rows: int, groups: Groups | None = None) -> Split:
         """Random tenths."""
