@@ -17,7 +17,7 @@ from datastore.progress import Progress
 from datastore.reader import Store
 from datastore.schema import SCHEMA, StoreOptions, is_store, read_schema, source_checksum, store_key
 from datastore.vocabulary import Vocabulary, save_vocabulary
-from mlet.files import atomic_directory, recover_directory
+from mlet.files import atomic_directory, check_writable, recover_directory
 from sources import DataError, Source
 
 
@@ -57,6 +57,7 @@ def prepare(source: Source, options: StoreOptions, directory: str = "", folder: 
     if is_store(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target, directory=True, marker=SCHEMA)  # also because a lock cannot tell a bad place from a busy one
     with _alone(target):
         if not is_store(target):
             _prepare(source, options, target, checksum, key)

@@ -235,3 +235,11 @@ def test_a_full_disk_leaves_nothing_behind(small_tsv, tmp_path):
     assert b"File too large" in done.stderr and b"run again to go on" in done.stderr
     assert not (tmp_path / "store").exists()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 50_000
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder in which nobody can write")
+def test_a_place_that_cannot_be_written_is_refused_and_not_waited_for(small_tsv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="cannot write /proc/store: no new files in its folder"):
+        prepare(KaggleSource(str(small_tsv)), OPTIONS, "/proc/store")
+    assert capsys.readouterr().out == ""

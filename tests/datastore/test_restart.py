@@ -123,10 +123,12 @@ def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tm
     process.wait()
     assert not (tmp_path / "store").exists()
     rows = sum(json.loads(line)["rows"] for line in manifest.read_text().splitlines()[1:])
-    again = subprocess.run(prepare_command(small_tsv), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    again = subprocess.run(
+        prepare_command(small_tsv), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
     assert again.returncode == 0, again.stderr
     assert f"going on behind the {rows} rows" in again.stdout
-    fresh = subprocess.run(prepare_command(small_tsv, "fresh"), cwd=tmp_path, env=ENVIRONMENT)
+    fresh = subprocess.run(prepare_command(small_tsv, "fresh"), cwd=tmp_path, env=ENVIRONMENT, timeout=120)
     assert fresh.returncode == 0 and same(tmp_path / "store", tmp_path / "fresh") is True
     shutil.rmtree(tmp_path / ".dlrm_store")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "store"]
