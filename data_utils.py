@@ -44,13 +44,7 @@ def prepare(source: Source, options: StoreOptions, directory: str = "", folder: 
             "be read here, prepare from the raw file again)"
         )
     if directory and not source.paths[0].exists() and is_store(Path(directory)):
-        # as in the reference, raw text may be gone once it is prepared
-        schema = read_schema(Path(directory))
-        if schema["key"] == store_key(schema["source"]["sha256"], options, source.settings):
-            return Path(directory)
-        raise ValueError(
-            f"{directory} was prepared with other flags, and {source.paths[0]} is not there to do it again"
-        )
+        return _without_raw_data(source, options, Path(directory))
     checksum = source_checksum(source.paths, Path(folder))
     key = store_key(checksum, options, source.settings)
     target = _place(Path(directory) if directory else Path(folder) / key, key)
@@ -64,10 +58,25 @@ def prepare(source: Source, options: StoreOptions, directory: str = "", folder: 
     return target
 
 
+def _without_raw_data(source: Source, options: StoreOptions, directory: Path) -> Path:
+    """As in the reference, raw text may be gone once it is prepared. Its checksum is then that of the store."""
+    fitting = []
+    for store in [directory, *directory.parent.glob(f"{directory.name}-" + "[0-9a-f]" * 16)]:
+        schema = read_schema(store)
+        if schema["key"] == store_key(schema["source"]["sha256"], options, source.settings):
+            fitting.append(store)
+    if len(fitting) == 1:
+        return fitting[0]
+    reason = "were prepared from different versions of it: name one" if fitting else "was prepared with other flags"
+    raise ValueError(f"{source.paths[0]} is not there, and {' and '.join(map(str, fitting)) or directory} {reason}")
+
+
 def _place(target: Path, key: str) -> Path:
     recover_directory(target)
     if is_store(target) and read_schema(target)["key"] != key:
-        return target.with_name(f"{target.name}-{key}")
+        beside = target.with_name(f"{target.name}-{key}")
+        print(f"{target} holds other data, or data prepared with other flags: this store is {beside}", flush=True)
+        return beside
     return target
 
 
@@ -103,7 +112,7 @@ def _prepare(source: Source, options: StoreOptions, target: Path, checksum: str,
             if any(work.glob("*.rows")):
                 raise OSError(f"{error} (what is prepared so far is kept in {work}: run again to go on)") from error
             shutil.rmtree(work, ignore_errors=True)
-            raise
+            raise OSError(f"{error} (while preparing {target})") from error
         finally:
             progress.close()
     shutil.rmtree(work, ignore_errors=True)

@@ -108,7 +108,10 @@ def collect(source: Source, options: StoreOptions, folder: Path, key: str, progr
         if written is not None:
             written.result()
     if not done.raw_rows:
-        raise DataError(f"{', '.join(map(str, source.paths))}: no rows")
+        skipped = sum(part.skipped for part in done.parts)
+        first = next((part.problem for part in done.parts if part.problem), "")
+        why = f" but {skipped} that cannot be read, the first: {first}" if skipped else ""
+        raise DataError(f"{', '.join(map(str, source.paths))}: no rows{why}")
     return done
 
 

@@ -40,17 +40,21 @@ class Store:
             names = ", ".join(self.schema["labels"])
             raise ValueError(f"label {self.label!r} is not in {self.directory}: it has {names}")
         self._transform = DenseTransform(self.schema["dense"])
-        mapped = np.load(self.directory / "rows.npy", mmap_mode="r")
-        self._record = mapped.dtype
-        self._records = np.asarray(mapped)
-        self._bytes = self._records.view(np.uint8).reshape(len(mapped), self._record.itemsize)
+        self._records = self._map("rows.npy")
+        self._record = self._records.dtype
+        self._bytes = self._records.view(np.uint8).reshape(len(self._records), self._record.itemsize)
         self._bags = {
-            table: tuple(
-                np.asarray(np.load(self.directory / "bags" / f"{table}.{name}.npy", mmap_mode="r"))
-                for name in ("offsets", "ids")
-            )
+            table: (self._map(f"bags/{table}.offsets.npy"), self._map(f"bags/{table}.ids.npy"))
             for table in self.schema["multi_hot"]
         }
+
+    def _map(self, name: str) -> np.ndarray:
+        try:
+            return np.asarray(np.load(self.directory / name, mmap_mode="r"))
+        except (ValueError, EOFError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{self.directory / name} is damaged ({error}): remove {self.directory} and prepare again"
+            ) from None
 
     def __len__(self) -> int:
         return len(self._records)

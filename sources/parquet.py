@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sources import Block, DataError, Position
-from sources.text_kinds import KINDS, PART_NAMES, Column, iso_microseconds
+from sources.text_kinds import FLOAT_MAX, KINDS, PART_NAMES, Column, iso_microseconds
 
 BATCH_ROWS = 1 << 18
 
@@ -155,8 +155,8 @@ def _block(
 
 def _reason(kind: str) -> str:
     return {
-        "float": "is not a finite number",
-        "nonnegative-float": "is not a finite number of at least 0 (log1p takes none below)",
+        "float": "is not a finite number of 32 bits",
+        "nonnegative-float": "is not a finite number of at least 0 (in 32 bits; log1p takes none below)",
         "time": "is not an integer below 2^63, a date or a date and time",
     }.get(kind) or f"is not a {KINDS[kind].what}"
 
@@ -174,7 +174,7 @@ def _convert(values: pl.Series, kind: str, separator: str | None) -> pl.Series:
     numbers = values.cast(pl.Float64)
     if kind in ("label", "optional-label"):
         return numbers.cast(pl.Int8, strict=False).set(~numbers.is_in([0.0, 1.0]), None)
-    wrong = ~numbers.is_finite() | (numbers < 0 if kind == "nonnegative-float" else False)
+    wrong = ~numbers.is_between(0 if kind == "nonnegative-float" else -FLOAT_MAX, FLOAT_MAX)
     return numbers.set(wrong.fill_null(False), None)
 
 

@@ -86,6 +86,8 @@ def _load_yaml(text: str, yaml: ModuleType) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise _Mistake(f"{line}is no YAML: {error.problem}") from None
+    except RecursionError:
+        raise _Mistake("is nested too deeply") from None
     except yaml.YAMLError as error:
         raise _Mistake(f"is no YAML: {str(error).splitlines()[0]}") from None
 

@@ -18,7 +18,7 @@ import polars as pl
 from sources import GROUP, Block, DataError, Layout, Position
 from sources.parquet import parquet_blocks, split_cells
 from sources.text import TextFormat, text_blocks
-from sources.text_kinds import Column
+from sources.text_kinds import Column, iso_microseconds
 
 SUFFIXES = {".csv": ",", ".tsv": "\t", ".parquet": None}
 ALLOWED = ".csv, .csv.gz, .tsv, .tsv.gz, .parquet"
@@ -103,10 +103,14 @@ def _text_tables(
 
 
 def _time_kind(paths: Sequence[Path], name: str, separator: str, bad_rows: str) -> str:
-    """Whether times are integers or ISO text, told by the first row: a mixture would sort wrongly."""
+    """Whether times are integers or ISO text, told by the first that is either: a mixture would sort wrongly."""
     text_format = TextFormat((Column(name, "text"),), separator, header=True, quoted=True)
     blocks = text_blocks(paths[:1], text_format, None, bad_rows)
     values = next(blocks).frame[name].drop_nulls()
     blocks.close()
-    is_integer = values.head(1).cast(pl.Int64, strict=False).null_count() == 0
-    return "time-integer" if is_integer else "time-iso"
+    is_integer = values.cast(pl.Int64, strict=False).is_not_null()
+    is_date = iso_microseconds(values.head(1000)).is_not_null()
+    first_integer, first_date = is_integer.arg_max(), is_date.arg_max()
+    if not is_date.any() or (is_integer.any() and first_integer < first_date):
+        return "time-integer"
+    return "time-iso"

@@ -247,9 +247,9 @@ def _columns_of(first: bytes, path: Path, text_format: TextFormat) -> tuple[Colu
             raise DataError(f"{path}, line 1: the header has no column {name!r} (it has: {shown}){guess}")
         if names.count(name) > 1:
             raise DataError(f"{path}, line 1: the header has column {name!r} twice")
+    twice = {name for name in names if names.count(name) > 1}
     return tuple(
-        Column(name, kinds[name]) if name in kinds else Column(f"__ignored_{i}", "ignore")
-        for i, name in enumerate(names)
+        Column(f"{name}#{i}" if name in twice else name, kinds.get(name, "ignore")) for i, name in enumerate(names)
     )
 
 

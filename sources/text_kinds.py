@@ -6,7 +6,6 @@ them. Both take what polars takes: blanks before a number and a plus sign.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -41,6 +40,7 @@ class Refused(Exception):
     """The fast reader will not have this block."""
 
 
+FLOAT_MAX = 3.4028234663852886e38  # of float32, in which the model sees numbers
 _INTEGER = rb"[ \t]*[+-]?[0-9]+"
 _NUMBER = rb"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 _LABEL = rb"[ \t]*(\+?0*[01]|-0+)"
@@ -95,7 +95,7 @@ def _converted(values: pl.Series, kind: str) -> pl.Series:
     elif kind in ("label", "optional-label"):
         good = values.is_between(0, 1).all()
     elif kind in ("float", "nonnegative-float"):
-        good = values.is_finite().all() and (kind == "float" or not (values < 0).any())
+        good = values.is_between(0 if kind == "nonnegative-float" else -FLOAT_MAX, FLOAT_MAX).all()
     else:
         good = kind != "id" or not (values < 0).any()
     if not good:
@@ -134,8 +134,8 @@ def field_problem(kind: str, field: bytes) -> str | None:
         value = int(field, 16 if kind == "hex32" else 10)
         if not rules.low <= value <= rules.high:
             return f"lies outside {rules.low} to {rules.high}"
-    if "float" in kind and not math.isfinite(float(field)):
-        return "is not a finite number"
+    if "float" in kind and not abs(float(field)) <= FLOAT_MAX:
+        return "is not a finite number of 32 bits"
     if kind == "nonnegative-float" and float(field) < 0:
         return "is negative, and log1p takes none below 0"
     return None

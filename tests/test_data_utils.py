@@ -243,3 +243,26 @@ def test_a_place_that_cannot_be_written_is_refused_and_not_waited_for(small_tsv,
     with pytest.raises(OSError, match="cannot write /proc/store: no new files in its folder"):
         prepare(KaggleSource(str(small_tsv)), OPTIONS, "/proc/store")
     assert capsys.readouterr().out == ""
+
+
+def test_without_the_raw_file_only_one_store_may_fit(small_tsv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "train.txt"
+    raw.write_bytes(small_tsv.read_bytes())
+    prepare(KaggleSource("train.txt"), OPTIONS, "store")
+    raw.write_bytes(small_tsv.read_bytes()[:-1] + b"\n" + small_tsv.read_bytes())
+    second = prepare(KaggleSource("train.txt"), OPTIONS, "store")
+    assert (
+        f"store holds other data, or data prepared with other flags: this store is {second}" in capsys.readouterr().out
+    )
+    raw.unlink()
+    with pytest.raises(ValueError, match=f"store and {second} were prepared from different versions of it: name one"):
+        prepare(KaggleSource("train.txt"), OPTIONS, "store")
+    assert prepare(KaggleSource("train.txt"), OPTIONS, str(second)) == second
+
+
+def test_a_cut_store_is_named(store):
+    rows = store.directory / "rows.npy"
+    rows.write_bytes(rows.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="rows.npy is damaged .*: remove .* and prepare again"):
+        Store(store.directory)

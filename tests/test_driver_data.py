@@ -107,6 +107,34 @@ def test_bad_rows_are_skipped_and_counted(driver, tmp_path, small_tsv):
     assert "2098 rows of kaggle" in run.out
 
 
+BAD_CELLS = {  # (line from 0 on, field, value) -> what the one line says
+    (5, 3, "1e39"): "clicks.csv, line 6, column price: '1e39' is not a finite number of 32 bits",
+    (1, 0, "xx"): "clicks.csv, line 2, column ts: 'xx' is not an integer",
+    (7, 1, "2"): "clicks.csv, line 8, column click: '2' is not a label",
+}
+
+
+@pytest.mark.parametrize("place", BAD_CELLS)
+def test_a_bad_cell_is_named_or_skipped(driver, tmp_path, place):
+    write_clicks(tmp_path, rows=100)
+    line, field, value = place
+    rows = [row.split(",") for row in (tmp_path / "clicks.csv").read_text().splitlines()]
+    rows[line][field] = value
+    (tmp_path / "clicks.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    flags = f"{TRAIN} --arch-mlp-bot=1-8-4 --data-set=schema --raw-data-file=clicks.json --prepare-only"
+    refused = driver(flags)
+    assert refused.code == 2 and BAD_CELLS[place] in refused.err and len(refused.err.splitlines()) == 1
+    skipped = driver(f"{flags} --bad-rows=skip")
+    assert skipped.code == 0 and "Left out 1 rows" in skipped.out and "99 rows of schema" in skipped.out
+
+
+def test_where_every_row_is_bad_the_first_reason_is_said(driver, tmp_path):
+    (tmp_path / "train.txt").write_text("nonsense\n" * 9)
+    run = driver(f"{TRAIN} --arch-mlp-bot=13-8-4 --raw-data-file=train.txt --bad-rows=skip")
+    assert run.code == 2
+    assert "no rows but 9 that cannot be read, the first: train.txt, line 1: 1 columns, expected 40" in run.err
+
+
 REFUSED = {
     "--tasks=sold": "schema has no such label column (it has: click, buy)",
     "--tasks=click,buy": "one label column is trained at a time",
