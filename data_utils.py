@@ -97,13 +97,20 @@ def _alone(target: Path):  # noqa: ANN202 (a context manager)
             Path(lock.lock_file).unlink()
 
 
+def _state_of(source: Source) -> list[tuple[int, int]]:
+    return [(path.stat().st_size, path.stat().st_mtime_ns) for path in source.paths]
+
+
 def _prepare(source: Source, options: StoreOptions, target: Path, checksum: str, key: str) -> None:
     work = target.with_name(f".{target.name}.parts")
     progress = Progress(source, target.parent)
     with atomic_directory(target, marker=SCHEMA) as partial:
         try:
+            before = _state_of(source)
             done = collect(source, options, work, key, progress)
             progress.close()
+            if _state_of(source) != before:
+                raise DataError(f"{', '.join(map(str, source.paths))}: changed while being read: run again")
             write_store(source, options, done, partial, checksum, key)
         except DataError:
             shutil.rmtree(work, ignore_errors=True)  # mended data has another checksum: the parts are of no use

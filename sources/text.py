@@ -181,6 +181,8 @@ def _plain_blocks(file: io.FileIO, path: Path, offset: int) -> Iterator[bytes]:
         length = _length_of_lines(file, offset, min(BLOCK_BYTES, size - offset), size)
         file.seek(offset)
         text = file.read(length)
+        if not text:
+            raise DataError(f"{path}: the file became shorter while it was read")
         offset += len(text)
         yield text
 
@@ -200,7 +202,7 @@ def _length_of_lines(file: io.FileIO, offset: int, length: int, size: int) -> in
         file.seek(at)
         window = file.read(WINDOW_BYTES)
         end = window.find(b"\n") + 1
-        if end:
+        if end or not window:
             return at + end - offset
         at += len(window)
     return min(at, size) - offset

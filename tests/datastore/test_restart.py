@@ -96,6 +96,21 @@ def test_bad_data_leaves_no_parts(make_source, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".dlrm_store", "frame.txt"]
 
 
+def test_raw_data_that_changes_while_it_is_read_is_refused(make_source, tmp_path):
+    source = make_source()
+    blocks = source.blocks
+
+    def changing(start=None):
+        for block in blocks(start):
+            source.paths[0].write_text(f"{source.paths[0].read_text()} ")
+            yield block
+
+    source.blocks = changing
+    with pytest.raises(DataError, match="frame.txt: changed while being read: run again"):
+        prepare(source, OPTIONS, "store")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".dlrm_store", "frame.txt"]
+
+
 def prepare_command(raw, store="store", code=""):
     script = (
         f"import datastore.collect, sources.text; {code}\n"

@@ -300,3 +300,14 @@ def test_errors_come_out_in_the_order_of_the_rows(tmp_path, monkeypatch):
             rows += block.frame.rows()
     assert rows == EXPECTED * 3
     assert list(itertools.islice(text_blocks([path], PLAIN), 1))[0].frame.height  # closed early: nothing hangs
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_in_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources.text, "BLOCK_BYTES", 100)
+    path = tmp_path / "t.csv"
+    path.write_text("1,a\n" * 1000)
+    blocks = text_blocks([path], TextFormat((Column("n", "int64"), Column("s", "text"))))
+    next(blocks)
+    path.write_text("1,a\n")
+    with pytest.raises(DataError, match="t.csv: the file became shorter while it was read"):
+        list(blocks)
