@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sources import Block, Layout, Position, Source
+from sources.text import is_gzip
 
 GZIP_RATIO = 3.0  # of click logs, roughly: gzip does not say how long its text is
 BASE_MEMORY = 900e6  # the libraries, the blocks and the part in work
@@ -93,9 +94,7 @@ def _ids_expected(block: Block, table: str, layout: Layout, rows: int) -> float:
 
 
 def _text_bytes(path: Path) -> float:
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return path.stat().st_size * (GZIP_RATIO if packed else 1)
+    return path.stat().st_size * (GZIP_RATIO if is_gzip(path) else 1)
 
 
 def _rows(count: int) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from sources import GROUP, Block, DataError, Groups, Layout, Position, SourceOptions, Split, take_settings
-from sources.text import Column, TextFormat, text_blocks
+from sources.text import Column, TextFormat, is_gzip, text_blocks
 
 MAX_FIELDS = 1000
 VALIDATION_NAMES = ("valid", "validation", "val")
@@ -141,10 +141,8 @@ def _beside(train: Path, names: tuple[str, ...]) -> Path:
 
 def _shape(path: Path) -> tuple[bool, int]:
     """Whether the rows of a file have labels, and how many features, from its first line."""
-    with open(path, "rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
     try:
-        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+        with gzip.open(path, "rb") if is_gzip(path) else open(path, "rb") as file:
             first = file.readline(1 << 20).split()
     except (EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{path}, line 1: the gzip stream is cut off or damaged ({error})") from None

@@ -122,13 +122,14 @@ def _chunks(paths: Sequence[Path], text_format: TextFormat, start: Position, bad
             raise DataError(f"{path}: there is a header, and no row below it")
 
 
-def _is_gzip(path: Path) -> bool:
+def is_gzip(path: Path) -> bool:
+    """Whether a file is packed, told by its first bytes."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb", buffering=0)
+    return gzip.open(path, "rb") if is_gzip(path) else open(path, "rb", buffering=0)
 
 
 def _read_into(file: io.BufferedIOBase, target: memoryview, path: Path, line: int) -> int:
@@ -162,7 +163,7 @@ def _whole_lines(path: Path, offset: int, line: int, crlf: bool) -> Iterator[tup
     """Cut a file from `offset` on into blocks that end with a line end; the flag says that nothing follows."""
     ready = None
     with _open(path) as file:
-        for text in _packed_blocks(file, path, offset, line) if _is_gzip(path) else _plain_blocks(file, path, offset):
+        for text in _packed_blocks(file, path, offset, line) if is_gzip(path) else _plain_blocks(file, path, offset):
             if ready is not None:
                 yield ready, False
             ready = text
@@ -392,4 +393,4 @@ def _looks_like_header(fields: Sequence[bytes]) -> bool:
     return all(re.fullmatch(rb"[A-Za-z_][\w .-]*", field) for field in fields)
 
 
-__all__ = ["KINDS", "Column", "TextFormat", "field_problem", "text_blocks"]
+__all__ = ["KINDS", "Column", "TextFormat", "field_problem", "text_blocks", "is_gzip"]
