@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlet.embedding import check_pooling
+from mlet.row_lookup import BagLookup, ProjectedLookup, RowLookup
 from mlet.table_spec import TableSpec
+
+PLANNED_LOOKUPS = 8192  # below, the plan's many small operations cost more than the work that they save
 
 Pool = Callable[["RowGroup", Tensor], Tensor]
 
@@ -49,26 +52,50 @@ class RowGroup(nn.Module):
 
     def gather(self, rows: Tensor) -> Tensor:
         """Stored rows [..., K or d] of flat row numbers [...]."""
-        vectors = F.embedding(rows, self.weight, sparse=True)
         if self.pooling_weight is not None:
-            vectors = vectors * F.embedding(rows, self.pooling_weight, sparse=True)
-        return vectors
+            return F.embedding(rows, self.weight, sparse=True) * F.embedding(rows, self.pooling_weight, sparse=True)
+        if self._plans(rows):
+            return RowLookup.apply(self.weight, rows)
+        return F.embedding(rows, self.weight, sparse=True).float()
+
+    def look_up(self, rows: Tensor) -> Tensor:
+        """Projected rows [B, P, D] of flat row numbers [B, P]."""
+        if self.pooling_weight is None and self._plans(rows) and (matrix := self.matrix()) is not None:
+            return ProjectedLookup.apply(self.weight, matrix, rows, self.first_row)
+        return self.project(self.gather(rows))
 
     def bag(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Pooled rows [B, P, K or d] of flat row numbers [L] and offsets [P * B + 1]."""
-        per_row = None
-        if self.pooling_weight is not None:
+        if self.pooling_weight is None and self._learns():
+            pooled = BagLookup.apply(self.weight, rows, offsets, self.mode)
+        elif self.pooling_weight is None:
+            pooled = F.embedding_bag(rows, self.weight, offsets, mode=self.mode, include_last_offset=True).float()
+        else:
             per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
-        pooled = F.embedding_bag(
-            rows,
-            self.weight,
-            offsets,
-            mode=self.mode,
-            sparse=True,
-            per_sample_weights=per_row,
-            include_last_offset=True,
-        )
+            pooled = F.embedding_bag(
+                rows,
+                self.weight,
+                offsets,
+                mode=self.mode,
+                sparse=True,
+                per_sample_weights=per_row,
+                include_last_offset=True,
+            )
         return pooled.view(len(self.first_row), -1, self.weight.shape[1]).transpose(0, 1)
+
+    def _learns(self) -> bool:
+        """Whether a gradient will be asked for; otherwise plain operators, which can be traced and exported."""
+        return torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_exporting()
+
+    def _plans(self, rows: Tensor) -> bool:
+        """Whether finding the distinct rows pays; rows stored in bf16 need it for a gradient in float32."""
+        return self._learns() and (rows.numel() >= PLANNED_LOOKUPS or self.weight.dtype != torch.float32)
+
+    def matrix(self) -> Tensor | None:
+        """All projections in one [P, K or d, D]; None where a stored row is what the model sees."""
+        if self.inner_projection is None or self.projection is None:
+            return self.projection if self.inner_projection is None else self.inner_projection
+        return torch.bmm(self.inner_projection, self.projection)
 
     def project(self, pooled: Tensor) -> Tensor:
         """[B, P, K or d] -> [B, P, D]."""
@@ -136,8 +163,7 @@ class QuotientRemainderTables(nn.Module):
 
 def _apply(unit: nn.Module, per_group: Sequence[Tensor], pool: Pool) -> Tensor:
     """Pool and project each group of a unit, then combine: [B, P, D]."""
-    pooled = zip(unit.groups, per_group, strict=True)
-    return unit.combine([group.project(pool(group, rows)) for group, rows in pooled])
+    return unit.combine([pool(group, rows) for group, rows in zip(unit.groups, per_group, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -225,7 +251,7 @@ class EmbeddingTables(nn.Module):
         outputs = []
         for u, unit in enumerate(self.units):
             rows = unit.flat_rows(self._take(ids, u), slice(None))
-            outputs.append(_apply(unit, rows, RowGroup.gather))
+            outputs.append(_apply(unit, rows, RowGroup.look_up))
         return self._assemble(outputs)
 
     def _take(self, ids: Tensor, unit: int) -> Tensor:
@@ -244,7 +270,7 @@ class EmbeddingTables(nn.Module):
             mine = table >= 0
             ids, table = ids[mine], table[mine]
             offsets = F.pad(lengths[self._columns[u]].flatten().cumsum(0), (1, 0))
-        return _apply(unit, unit.flat_rows(ids, table), lambda group, rows: group.bag(rows, offsets))
+        return _apply(unit, unit.flat_rows(ids, table), lambda group, rows: group.project(group.bag(rows, offsets)))
 
     def forward_padded(self, ids: Sequence[Tensor]) -> Tensor:
         """Vectors [B, T, D] of rectangular bags, ids[t] [B, hot of t], short bags padded with the table's last row.
@@ -258,7 +284,7 @@ class EmbeddingTables(nn.Module):
                 for t, flat in ((t, unit.flat_rows(ids[t], p)) for p, t in enumerate(columns))
             ]
             stacked = [torch.stack(tables, dim=1) for tables in zip(*pooled, strict=True)]
-            outputs.append(_apply(unit, stacked, lambda group, vectors: vectors))
+            outputs.append(_apply(unit, stacked, RowGroup.project))
         return self._assemble(outputs)
 
     def _pool_padded(self, group: RowGroup, rows: Tensor, ids: Tensor, t: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlet.initialize import initialize_mlp, initialize_tables
+from mlet.interaction import PairwiseDots
 from mlet.tables import EmbeddingTables
 
 INTERACTIONS = ("dot", "cat")
@@ -63,10 +64,8 @@ class DLRM(nn.Module):
         vectors = len(tables.specs) + bool(bottom)
         if vectors == 1 and interaction == "dot" and not itself:
             raise ValueError("one vector has nothing to interact with: give dense features, another table, or cat")
-        rows, columns = torch.tril_indices(vectors, vectors, offset=0 if itself else -1)
-        # of the F * F products kept in the lower triangle, row by row, flat so that one index_select takes them
-        self.register_buffer("_triangle", rows * vectors + columns, persistent=False)
-        inputs = tables.dim * bool(bottom) + len(rows) if interaction == "dot" else vectors * tables.dim
+        self.dots = PairwiseDots(vectors, itself, lead=bool(bottom))
+        inputs = tables.dim * bool(bottom) + self.dots.pairs if interaction == "dot" else vectors * tables.dim
         self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
         self.bottom = mlp(bottom)
         self.top = mlp((inputs, *top), last=nn.Sigmoid)
@@ -93,10 +92,7 @@ class DLRM(nn.Module):
 
     def interact(self, every: Tensor) -> Tensor:
         """All vectors [B, F, D], the bottom MLP's first if there is one -> input of the top MLP."""
-        if self.interaction == "cat":
-            return every.flatten(1)
-        products = torch.bmm(every, every.transpose(1, 2)).flatten(1).index_select(1, self._triangle)
-        return torch.cat([every[:, 0], products], dim=1) if self.bottom_widths else products
+        return every.flatten(1) if self.interaction == "cat" else self.dots(every)
 
     def config(self) -> dict:
         """The plain arguments that rebuild this model, JSON-ready."""
@@ -109,9 +105,11 @@ class DLRM(nn.Module):
         }
 
 
-def mlp(widths: Sequence[int], last: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def mlp(widths: Sequence[int], last: type[nn.Module] | None = None) -> nn.Sequential:
     """Linear layers with a ReLU behind each; `last` replaces the last ReLU."""
     layers: list[nn.Module] = []
-    for number, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        layers += [nn.Linear(inputs, outputs), last() if number == len(widths) - 2 else nn.ReLU()]
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]  # in place: one pass over memory less
+    if last is not None and layers:
+        layers[-1] = last()
     return nn.Sequential(*layers)
