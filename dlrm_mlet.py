@@ -27,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -43,10 +43,11 @@ from tqdm import tqdm
 import data_utils
 import mlet
 from datastore.schema import FITS, ID_ORDERS
-from mlet import checkpoint, export, quantize
+from mlet import checkpoint, export, memory, quantize
 from mlet.collapse import collapse, full_config, inference_tensors, save_collapsed
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
+from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.initialize import set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_names
@@ -193,6 +194,15 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
     add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
     add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
+    add("--precision", choices=("fp32", "bf16"), default="fp32",
+        help="of the dense layers' arithmetic in training; weights and evaluation stay fp32")  # fmt: skip
+    add("--emb-precision", choices=("fp32", "bf16"), default="fp32",
+        help="of the tables in training; bf16 is rounded stochastically, optimizer state stays fp32")  # fmt: skip
+    add(
+        "--compile",
+        **boolean(),
+        help="torch.compile for the dense layers: takes a minute and a C++ compiler at the start",
+    )
     add("--inference-only", **boolean(), help="evaluate (and export) without training")
     add("--quantize-mlp-with-bit", type=int, choices=quantize.MLP_BITS, default=32, help="inference: MLPs")
     add("--quantize-emb-with-bit", type=int, choices=quantize.TABLE_BITS, default=32, help="inference: tables")
@@ -297,15 +307,18 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"--loss-threshold={flags.loss_threshold} would make every probability the same: choose it below 0.5"
         )
     check_architecture(flags)
+    if flags.weighted_pooling == "learned" and flags.emb_precision != "fp32":
+        raise ValueError("--weighted-pooling=learned works on tables in fp32 only: leave out --emb-precision")
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
         raise ValueError("--weighted-pooling works on plain tables only: leave out --qr-flag and --md-flag")
     if flags.quantize_emb_with_bit != 32 and (flags.qr_flag or flags.md_flag or flags.use_gpu):
         raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables on the CPU")
     if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
         raise ValueError("--quantize-emb-with-bit and --quantize-mlp-with-bit need --inference-only")
-    if flags.inference_only and (flags.save_onnx or flags.save_collapsed):
-        if (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
-            raise ValueError("--save-onnx and --save-collapsed write fp32 models: leave out the --quantize flags")
+    if flags.save_onnx and flags.quantize_mlp_with_bit != 32:
+        raise ValueError("--save-onnx writes MLPs in fp32: leave out --quantize-mlp-with-bit (tables may be quantised)")
+    if flags.save_collapsed and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
+        raise ValueError("--save-collapsed writes fp32 models: leave out the --quantize flags, or use --save-onnx")
     if flags.resume and flags.load_model:
         raise ValueError("--resume and --load-model name two starting points: give one")
     if flags.resume and flags.inference_only:
@@ -330,12 +343,17 @@ def check_architecture(flags: argparse.Namespace) -> None:
 
 def check_bottom(flags: argparse.Namespace, dense: int) -> None:
     """The bottom MLP must end as wide as the tables' vectors; without dense features there is none."""
-    width = plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))[0].dim
+    width = model_width(flags)
     if dense and flags.arch_mlp_bot[-1] != width:
         raise ValueError(
             f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
             f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
         )
+
+
+def model_width(flags: argparse.Namespace) -> int:
+    """Width D of the tables' vectors as the model sees them."""
+    return plan_tables({"any": 10**6}, flags.arch_sparse_feature_size, **table_options(flags))[0].dim
 
 
 def schedule_options(flags: argparse.Namespace) -> tuple[int, int, int]:
@@ -372,6 +390,7 @@ class Data:
     dense: int  # M
     tables: dict[str, int]  # name -> n
     multi_hot: list[bool]
+    lookups: float  # mean ids of a sample over all tables
     train_samples: int
     splits: tuple[str, ...]
     train_batches: Callable[[int], Iterator[Batch]]  # from a batch number on
@@ -402,6 +421,7 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
         dense=len(store.schema["dense"]),
         tables=store.tables,
         multi_hot=store.multi_hot,
+        lookups=store.lookups,
         train_samples=len(rows),
         splits=("val", "test"),
         train_batches=train_batches,
@@ -459,7 +479,8 @@ def open_random_data(flags: argparse.Namespace) -> Data:
         sigma=flags.rand_data_sigma,
         seed=flags.numpy_rand_seed,
     )
-    one_hot = flags.num_indices_per_lookup == 1 and flags.num_indices_per_lookup_fixed
+    most = flags.num_indices_per_lookup
+    one_hot = most == 1 and flags.num_indices_per_lookup_fixed
     one_hot = one_hot and flags.rand_data_dist == "uniform"
 
     def train_batches(start: int) -> Iterator[Batch]:
@@ -469,6 +490,7 @@ def open_random_data(flags: argparse.Namespace) -> Data:
         dense=flags.arch_mlp_bot[0],
         tables={f"T{t}": n for t, n in enumerate(flags.arch_embedding_size)},
         multi_hot=[not one_hot] * len(flags.arch_embedding_size),
+        lookups=len(flags.arch_embedding_size) * (most if flags.num_indices_per_lookup_fixed else (1 + most) / 2),
         train_samples=data.rows,
         splits=("test",),
         train_batches=train_batches,
@@ -481,6 +503,13 @@ def open_random_data(flags: argparse.Namespace) -> Data:
 
 def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
     """Build the model and draw its weights."""
+    model = empty_model(flags, data)
+    model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init)
+    return model
+
+
+def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
+    """The model without its weights."""
     specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **table_options(flags))
     bottom = [data.dense, *flags.arch_mlp_bot[1:]] if data.dense else []
     tables = EmbeddingTables(
@@ -488,8 +517,9 @@ def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState
         unknown=data.store is not None,
         padding=data.store is None or any(data.multi_hot),
         weighted=flags.weighted_pooling == "learned",
+        storage=torch.bfloat16 if flags.emb_precision == "bf16" else torch.float32,
     )
-    model = build_model(
+    return build_model(
         flags.arch_model,
         tables,
         bottom=bottom,
@@ -498,8 +528,6 @@ def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState
         itself=flags.arch_interaction_itself,
         loss_threshold=flags.loss_threshold,
     )
-    model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init)
-    return model
 
 
 def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -517,6 +545,77 @@ def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torc
         return losses.masked_fill(is_nan, math.nan).mean()
 
     return cross_entropy
+
+
+def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **changed: object) -> memory.Bill:
+    """What a run with these flags, some of them changed, needs in memory. Nothing is allocated."""
+    flags = argparse.Namespace(**{**vars(flags), **changed})
+    if "max_ind_range" in changed:
+        data = replace(data, tables={name: min(rows, flags.max_ind_range) for name, rows in data.tables.items()})
+    if data.dense:
+        flags.arch_mlp_bot = [*flags.arch_mlp_bot[:-1], model_width(flags)]
+    with torch.device("meta"):
+        model = empty_model(flags, data)
+    on_cpu = device.type == "cpu"
+    return memory.bill_of(
+        model,
+        dense_width=data.dense,
+        lookups=data.lookups,
+        batch_size=flags.mini_batch_size,
+        eval_batch_size=test_batch_size(flags),
+        accumulate=flags.mlperf_grad_accum_iter,
+        optimizer=memory.StateSize(row_copies=0) if flags.inference_only else flags.optimizer,
+        unknown_is_mean=data.store is not None,
+        runtime=runtime_bytes() if on_cpu else memory.CUDA_RUNTIME_BYTES,
+    )
+
+
+def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.device) -> dict[str, memory.Bill | None]:
+    """Flags that could shrink a run -> its bill with them; None: not known before the data is prepared again."""
+    k, width, largest = flags.mlet_inner_dim, flags.arch_sparse_feature_size, max(data.tables.values())
+    changes = {f"--mlet-inner-dim={value}": {"mlet_inner_dim": value} for value in (k // 2, 0) if k}
+    if width > 1:
+        changes[f"--arch-sparse-feature-size={width // 2}"] = {"arch_sparse_feature_size": width // 2}
+    if flags.weighted_pooling != "learned":
+        changes["--emb-precision=bf16"] = {"emb_precision": "bf16"}
+    changes |= {f"--optimizer={rule}": {"optimizer": rule} for rule in ("rwsadagrad", "sgd")}
+    if flags.mini_batch_size > 1:
+        changes[f"--mini-batch-size={flags.mini_batch_size // 2}"] = {"mini_batch_size": flags.mini_batch_size // 2}
+    if data.store is not None and largest > 1:
+        changes[f"--max-ind-range={largest // 2}"] = {"max_ind_range": largest // 2}
+    bills = {text: bill_of_run(flags, data, device, **change) for text, change in changes.items()}
+    return bills | ({"a larger --vocabulary-min-count": None} if data.store is not None else {})
+
+
+def check_memory(flags: argparse.Namespace, data: Data, device: torch.device) -> None:
+    """Print what the run needs; ValueError, with the flags that would help, where it cannot fit."""
+    bill, available = bill_of_run(flags, data, device), available_bytes(device)
+    print(bill.line(available))
+    on_cpu = device.type == "cpu"
+    where = "memory" if on_cpu else "GPU memory"
+    memory.check_fits(bill, available, lambda: bills_after_changes(flags, data, device), where)
+    if not on_cpu:  # the model is drawn on the CPU and moves from there
+        on_host = replace(bill, optimizer=0, gradients=0, activations=0, collapsed=0, runtime=runtime_bytes())
+        memory.check_fits(on_host, available_bytes(torch.device("cpu")), where="main memory")
+
+
+def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callable) -> Callable[[Batch], torch.Tensor]:
+    """The mean loss of a batch; with --compile everything behind the tables is one compiled function."""
+
+    def behind_tables(dense: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return loss(model.vectors_to_probability(dense, vectors).float(), labels)
+
+    # a CUDA graph saves the launches of many small kernels, which on the CPU cost next to nothing
+    mode = "reduce-overhead" if flags.use_gpu and torch.cuda.is_available() else "default"
+    compiled = torch.compile(behind_tables, dynamic=False, mode=mode) if flags.compile else behind_tables
+
+    def forward_loss(batch: Batch) -> torch.Tensor:
+        # another shape, as the last batch may have, would be compiled anew, which takes longer than the batch
+        whole = len(batch.labels) == flags.mini_batch_size
+        vectors = model.tables(batch.ids, batch.offsets)
+        return (compiled if whole else behind_tables)(batch.dense, vectors, batch.labels)
+
+    return forward_loss
 
 
 # ---------------------------------------------------------------------------------------------------- 4. training
@@ -556,8 +655,10 @@ class Trainer:
         rng: np.random.RandomState,
     ) -> None:
         self.flags, self.data, self.model, self.device, self.rng = flags, data, model, device, rng
-        self.loss = make_loss(flags, device)
-        self.optimizer = build_optimizer(flags.optimizer, model.parameters(), flags.learning_rate)
+        self.forward_loss = make_forward_loss(flags, model, make_loss(flags, device))
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16")
+        seed = flags.numpy_rand_seed
+        self.optimizer = build_optimizer(flags.optimizer, model.parameters(), flags.learning_rate, rounding_seed=seed)
         self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
@@ -628,7 +729,8 @@ class Trainer:
         """One batch: forward, backward and, if the accumulation is complete, one update."""
         flags, progress = self.flags, self.progress
         batch = to_device(batch, self.device)
-        loss = self.loss(self.model(batch.dense, batch.ids, batch.offsets), batch.labels)
+        with self.autocast:
+            loss = self.forward_loss(batch)
         self._note_non_finite(loss.detach())
         samples = len(batch.labels)
         share = samples / self._samples_of_group(progress.iteration)
@@ -976,8 +1078,12 @@ def load_model(trainer: Trainer, directory: str) -> None:
     print(f"Loaded {source}: saved at epoch {saved['epoch']}, iteration {saved['iteration']}")
 
 
-def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module) -> None:
-    """Write what --save-collapsed and --save-onnx ask for, the vocabulary beside each."""
+def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module) -> dict | None:
+    """Write what --save-collapsed and --save-onnx ask for, the vocabulary beside each.
+
+    Returns the quality on the test split of an ONNX file with quantised tables. An fp32 file is not scored again: it is
+    proven equal to the model that was just evaluated, and a pass over a large test split takes long.
+    """
     model = model.cpu()
     if data.store is not None:
         for path in filter(None, (flags.save_collapsed, flags.save_onnx)):
@@ -990,9 +1096,23 @@ def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module
         first = next(batches)
         batches.close()
         samples = [(first.dense, first.ids, first.offsets), one_row(first)]
-        metadata = {"config": full_config(model), "store": data.key}
+        bits = flags.quantize_emb_with_bit
+        metadata = {"config": full_config(model), "store": data.key, "table_bits": bits}
         worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, metadata)
         print(f"ONNX model: {flags.save_onnx}, onnxruntime differs by at most {worst:.1e}")
+        if bits != 32 and data.store is not None:
+            return score_quantized_file(flags.save_onnx, bits, data, model)
+    return None
+
+
+def score_quantized_file(path: str, bits: int, data: Data, model: nn.Module) -> dict:
+    """AUC and logloss on the test split of an exported file in onnxruntime, and its bytes."""
+    batches = ((batch.dense, batch.ids, batch.offsets) for batch in data.eval_batches("test"))
+    metrics = binary_metrics(data.store.labels_of("test"), export.score_onnx(path, model, batches, data.multi_hot))
+    size = sum(os.path.getsize(file) for file in (path, f"{path}.data") if os.path.exists(file))
+    quality = f"auc {shown(metrics['auc'])}, logloss {shown(metrics['logloss'])}"
+    print(f"ONNX model with {bits}-bit tables: test {quality}, {size} bytes")
+    return {"table_bits": bits, "auc": metrics["auc"], "logloss": metrics["logloss"], "bytes": size}
 
 
 def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -1046,11 +1166,14 @@ def run(flags: argparse.Namespace) -> None:
     torch.manual_seed(flags.numpy_rand_seed)
     rng = np.random.RandomState(flags.numpy_rand_seed)
     device = choose_device(flags.use_gpu)
+    if flags.precision == "bf16" and not computes_in_bf16(device):
+        print("dlrm_mlet.py: warning: no bf16 arithmetic here: --precision=bf16 will be slower", file=sys.stderr)
 
     if flags.prepare_only:
         open_store(flags)
         return
     data = open_data(flags, rng)
+    check_memory(flags, data, device)
     model = make_model(flags, data, rng)
     if flags.debug_mode:
         print_debug(model, data)
@@ -1081,9 +1204,8 @@ def run(flags: argparse.Namespace) -> None:
         quantize.quantize_tables(inference, flags.quantize_emb_with_bit)
         trainer.model = inference
         trainer.evaluate()
-    if flags.save_collapsed or flags.save_onnx:
-        save_inference_model(flags, data, inference)
-    write_result(flags, data, trainer, train_bytes, inference_bytes)
+    onnx = save_inference_model(flags, data, inference) if flags.save_collapsed or flags.save_onnx else None
+    write_result(flags, data, trainer, train_bytes, inference_bytes, onnx)
 
 
 def check_output_paths(flags: argparse.Namespace) -> None:
@@ -1129,6 +1251,13 @@ def choose_device(use_gpu: bool) -> torch.device:
     return torch.device("cpu")
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 numbers itself; elsewhere torch converts them one by one."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def print_debug(model: nn.Module, data: Data) -> None:
     """Architecture, first batch and initial weights."""
     print(f"model arch:\n{model}")
@@ -1146,7 +1275,7 @@ def print_weights(title: str, model: nn.Module) -> None:
 
 
 def write_result(
-    flags: argparse.Namespace, data: Data, trainer: Trainer, train_bytes: int, inference_bytes: int
+    flags: argparse.Namespace, data: Data, trainer: Trainer, train_bytes: int, inference_bytes: int, onnx: dict | None
 ) -> None:
     """Print the summary and write the result event."""
     progress = trainer.progress
@@ -1183,6 +1312,7 @@ def write_result(
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         train_bytes=train_bytes,
         inference_bytes=inference_bytes,
+        onnx=onnx,
     )
 
 

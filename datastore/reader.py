@@ -59,6 +59,12 @@ class Store:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def lookups(self) -> float:
+        """Mean ids of a row over all tables."""
+        bags = sum(len(ids) for _, ids in self._bags.values())
+        return len(self.tables) - len(self._bags) + bags / max(1, len(self))
+
     def summary(self) -> str:
         """What it holds and how it is split, in a line."""
         of_label = f", label {self.label}" if len(self.schema["labels"]) > 1 else ""

@@ -28,13 +28,13 @@ METADATA_KEY = "mlet"
 def collapse_tables(tables: EmbeddingTables) -> EmbeddingTables:
     """Return single-layer tables with the same outputs; learned pooling weights are folded into the rows.
 
-    Tables that are single-layer already are returned as they are. Otherwise the new rows are computed in chunks: beside
+    Tables that are single-layer and float32 already are returned as they are. Otherwise the new rows are computed in chunks: beside
     the old tables nothing but the new ones needs memory.
 
     Raises:
         ValueError: a collapsed row is not finite, naming the table.
     """
-    if not tables.weighted and not any(spec.inner_dim for spec in tables.specs):
+    if not tables.weighted and not any(spec.inner_dim for spec in tables.specs) and tables.storage == torch.float32:
         return tables
     single = EmbeddingTables(
         [replace(spec, inner_dim=0) for spec in tables.specs],

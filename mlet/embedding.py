@@ -99,7 +99,7 @@ def collapse_rows(w1: Tensor, w2: Tensor, out: Tensor, row_weight: Tensor | None
     chunk = max(1, COLLAPSE_CHUNK_BYTES // (w1.element_size() * max(w1.shape[1], w2.shape[1])))
     for start in range(0, len(w1), chunk):
         part = out[start : start + chunk]
-        torch.matmul(w1[start : start + chunk], w2, out=part)
+        torch.matmul(w1[start : start + chunk].to(w2.dtype), w2, out=part)
         if row_weight is not None:
             part.mul_(row_weight[start : start + chunk, None])
         if not torch.isfinite(part).all():

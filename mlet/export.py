@@ -10,6 +10,7 @@ Legend: B batch, T tables.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -22,10 +23,45 @@ import torch
 from torch import Tensor, nn
 
 from mlet.files import scratch_directory
+from mlet.interaction import PairwiseDots
+from mlet.quantize import ExportedQuantizedTables, QuantizedTables
 
 TOLERANCE = 1e-5
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # protobuf itself ends at 2 GiB; beyond this the weights go beside the file
 METADATA_KEY = "mlet"
+
+
+class ExportedDots(nn.Module):
+    """`PairwiseDots` that cuts the rows of the products apart and joins the kept pieces: a Split and a Concat.
+
+    A Gather along the last axis copies number by number in onnxruntime, which took a quarter of a whole batch's time.
+    """
+
+    def __init__(self, dots: PairwiseDots) -> None:
+        super().__init__()
+        self.lead, vectors = dots.lead, dots.vectors
+        pieces = []
+        for row in range(vectors):  # of each row of products the front is kept, the rest is not
+            count = row + int(dots.itself)
+            pieces += [(count, True), (vectors - count, False)]
+        self.sizes, self.kept = zip(*[piece for piece in pieces if piece[0]], strict=True)
+
+    def forward(self, every: Tensor) -> Tensor:
+        """As `PairwiseDots`."""
+        pieces = torch.bmm(every, every.transpose(1, 2)).flatten(1).split(self.sizes, dim=1)
+        kept = [piece for piece, keep in zip(pieces, self.kept, strict=True) if keep]
+        return torch.cat([every[:, 0]] * self.lead + kept, dim=1)
+
+
+def exported_form(module: nn.Module) -> nn.Module:
+    """A model with the same weights (shared, not copied) in operations that ONNX has and onnxruntime is fast at."""
+    if isinstance(module, QuantizedTables):
+        return ExportedQuantizedTables(module)
+    if isinstance(module, PairwiseDots):
+        return ExportedDots(module)
+    twin = copy.copy(module)
+    twin._modules = {name: None if child is None else exported_form(child) for name, child in module._modules.items()}
+    return twin
 
 
 class ServingModel(nn.Module):
@@ -47,9 +83,8 @@ class ServingModel(nn.Module):
             raise ValueError("multi-hot tables are padded with a zero row, and these tables have none")
         if not tables.special_rows:
             raise ValueError("tables without an unknown or padding row cannot be served: ids outside them have no row")
-        self.model, self.multi_hot, self.has_dense = model, tuple(multi_hot), has_dense
-        last = torch.tensor([spec.rows + tables.special_rows - 1 for spec in tables.specs])
-        self.register_buffer("last_row", last, persistent=False)
+        self.model, self.multi_hot, self.has_dense = exported_form(model), tuple(multi_hot), has_dense
+        self.register_buffer("last_row", torch.tensor(last_rows(tables)), persistent=False)
 
     @property
     def input_names(self) -> list[str]:
@@ -61,7 +96,8 @@ class ServingModel(nn.Module):
         """Probability [B, 1]."""
         dense, inputs = (inputs[0], inputs[1:]) if self.has_dense else (inputs[0].new_empty(0), inputs)
         if not any(self.multi_hot):
-            return self.model(dense, self._inside(inputs[0], self.last_row))
+            vectors = self.model.tables(self._inside(inputs[0], self.last_row))
+            return self.model.vectors_to_probability(dense, vectors)
         rest = iter(inputs)
         one_hot = None if all(self.multi_hot) else next(rest)
         per_table, column = [], 0
@@ -83,6 +119,11 @@ class ServingModel(nn.Module):
         multi_hot = {s.name: multi for s, multi in zip(self.model.tables.specs, self.multi_hot, strict=True)}
         named = graph_inputs(dense, ids, offsets, multi_hot, self.last_row.tolist())
         return {name: named[name] for name in self.input_names}
+
+
+def last_rows(tables: nn.Module) -> list[int]:
+    """For each table the last of its ids: the padding row, else the unknown one."""
+    return [spec.rows + tables.special_rows - 1 for spec in tables.specs]
 
 
 def graph_inputs(
@@ -129,14 +170,14 @@ def export_onnx(
     """Write a collapsed model as ONNX and prove it in onnxruntime; only a proven file gets its final name.
 
     Args:
-        model: the inference model, on the CPU.
+        model: the inference model, on the CPU; its tables may be quantised.
         path: target; weights above 1.9 GB go to `path`.data beside it.
         samples: at least two batches (dense, ids, offsets) of real rows, of different sizes.
         multi_hot: see `ServingModel`.
         metadata: JSON-ready, stored in the file under "mlet".
 
     Returns:
-        The largest absolute difference seen between the two runtimes.
+        The largest absolute difference seen between the file in onnxruntime and `model` itself.
 
     Raises:
         ValueError: an output differs by more than 1e-5, or fewer than two batch sizes are given.
@@ -149,7 +190,7 @@ def export_onnx(
     with scratch_directory(path) as folder:
         draft = folder / path.name
         _write_onnx(serving, draft, serving.inputs_of(*max(samples, key=lambda s: len(s[0]))), metadata or {})
-        worst = check_onnx(draft, serving, (serving.inputs_of(*sample) for sample in samples))
+        worst = check_onnx(draft, model, ((sample, serving.inputs_of(*sample)) for sample in samples))
         for file in sorted(folder.iterdir(), reverse=True):  # the weights first, then the graph that names them
             file.replace(path.with_name(file.name))
     return worst
@@ -187,30 +228,64 @@ def _traceable(name: str, example: Tensor) -> Tensor:
     return example
 
 
-def check_onnx(path: str | Path, serving: ServingModel, batches: Iterable[dict[str, Tensor]]) -> float:
-    """Largest absolute difference between `serving` and onnxruntime. Raises ValueError above 1e-5."""
+def check_onnx(path: str | Path, model: nn.Module, samples: Iterable[tuple[tuple, dict[str, Tensor]]]) -> float:
+    """Largest absolute difference between a model and its file in onnxruntime. Raises ValueError above 1e-5.
+
+    Each sample is given twice: as the model takes it, and as the graph does.
+    """
     session = open_session(path)
     worst = 0.0
-    for inputs in batches:
+    for batch, inputs in samples:
         with torch.no_grad():
-            expected = serving(*inputs.values()).numpy()
-        got = session.run(["probability"], {name: tensor.numpy() for name, tensor in inputs.items()})[0]
-        worst = max(worst, float(np.abs(got - expected).max()))
+            expected = model(*batch).numpy()
+        worst = max(worst, float(np.abs(run_session(session, inputs) - expected).max()))
     if not worst <= TOLERANCE:
         raise ValueError(f"{path}: onnxruntime differs from the model by {worst:.2e}, more than {TOLERANCE:.0e}")
     return worst
 
 
-def open_session(path: str | Path):  # noqa: ANN201 (onnxruntime is imported here so that training runs without it)
-    """An onnxruntime session on the CPU. Raises ValueError if the file is missing or is no ONNX model."""
+def open_session(path: str | Path, threads: int = 0):  # noqa: ANN201 (imported here so that training runs without it)
+    """An onnxruntime session on the CPU. Raises ValueError if the file is missing or is no ONNX model.
+
+    Args:
+        path: the file.
+        threads: 0 leaves their number to onnxruntime.
+    """
     import onnxruntime
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # as OMP_WAIT_POLICY in the driver: spinning threads slow one another down where cores are shared
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own that share no base
         raise ValueError(f"{path} cannot be loaded by onnxruntime: {str(error).splitlines()[0]}") from None
+
+
+def run_session(session, inputs: Mapping[str, Tensor]) -> np.ndarray:  # noqa: ANN001
+    """Probabilities [B, 1] of a batch in the form of `graph_inputs`, which may name more than the graph takes."""
+    named = {given.name: inputs[given.name].numpy() for given in session.get_inputs()}
+    return session.run(["probability"], named)[0]
+
+
+def score_onnx(
+    path: str | Path,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    multi_hot: Sequence[bool],
+) -> np.ndarray:
+    """Probabilities of an exported file for batches (dense, ids, offsets), which are read one at a time.
+
+    `model` is the one that was exported: it knows the graph's inputs.
+    """
+    session = open_session(path)
+    named = {spec.name: multi for spec, multi in zip(model.tables.specs, multi_hot, strict=True)}
+    padding = last_rows(model.tables)
+    parts = (run_session(session, graph_inputs(*batch, named, padding))[:, 0] for batch in batches)
+    return np.concatenate(list(parts))
 
 
 def metadata_of(session) -> dict:  # noqa: ANN001

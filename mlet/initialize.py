@@ -116,7 +116,7 @@ def set_unknown_rows(
         total = torch.zeros(rows.shape[1], dtype=torch.float64)
         for start in range(0, len(ids), chunk):
             chosen = torch.from_numpy(ids[start : start + chunk]).to(rows.device)
-            values = rows[chosen]
+            values = rows[chosen].float()
             if group.pooling_weight is not None:
                 values = values * group.pooling_weight[int(group.first_row[part.index]) + chosen]
             total += values.double().sum(dim=0).cpu()

@@ -1,12 +1,15 @@
 """Post-training quantisation for inference on the CPU, as DLRM's --quantize-emb-with-bit and --quantize-mlp-with-bit.
 
+A row of 8- or 4-bit numbers q with its own scale and offset stands for q * scale + offset: scale is the row's range
+over 255 or 15, offset its least number.
+
 Legend: B batch, T tables, L lookups, R rows of the flat table, D width.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +49,8 @@ class QuantizedTables(nn.Module):
         if tables.mode != "sum" or unit.rows.inner_projection is not None or tables.weighted:
             raise ValueError("4 and 8-bit tables need collapsed tables with sum pooling")
         self.specs, self.dim, self.bits = tables.specs, tables.dim, bits
+        self.unknown, self.padding, self.special_rows = tables.unknown, tables.padding, tables.special_rows
+        self.mode, self.weighted = "sum", False
         self.register_buffer("packed", _PREPACK[bits](unit.rows.weight.detach()))  # uint8 [R, D * bits / 8 + 8 or 4]
         self.register_buffer("first_row", unit.rows.first_row.clone(), persistent=False)
 
@@ -60,6 +65,43 @@ class QuantizedTables(nn.Module):
         rows = ids + torch.repeat_interleave(self.first_row, per_table, output_size=len(ids))
         flat = _LOOK_UP[self.bits](self.packed, rows, offsets[:-1].contiguous())
         return flat.view(tables, -1, self.dim).transpose(0, 1)
+
+
+class ExportedQuantizedTables(nn.Module):
+    """The rows of `QuantizedTables`, bit by bit, read with operations that ONNX has: Gather, Cast, Mul, Add.
+
+    torch's packed rows end in the bytes of their scale and offset; here the two are a float tensor of their own,
+    because onnxruntime reads no four bytes as a float.
+    """
+
+    def __init__(self, tables: QuantizedTables) -> None:
+        super().__init__()
+        self.specs, self.dim, self.bits = tables.specs, tables.dim, tables.bits
+        self.padding, self.special_rows = tables.padding, tables.special_rows
+        width = tables.dim * tables.bits // 8
+        scale_type = torch.float32 if tables.bits == 8 else torch.float16
+        self.register_buffer("rows", tables.packed[:, :width].contiguous())  # uint8 [R, D or D / 2]
+        self.register_buffer("scale_offset", tables.packed[:, width:].contiguous().view(scale_type))  # [R, 2]
+        self.register_buffer("first_row", tables.first_row.clone(), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors [B, T, D] of one-hot ids [B, T]."""
+        return self._read(ids + self.first_row)
+
+    def forward_padded(self, ids: Sequence[Tensor]) -> Tensor:
+        """As `EmbeddingTables.forward_padded`; the padding row is zero in any number of bits."""
+        pooled = [self._read(bags + self.first_row[t]).sum(dim=1) for t, bags in enumerate(ids)]
+        return torch.stack(pooled, dim=1)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """Vectors [..., D] of flat row numbers [...]."""
+        packed = nn.functional.embedding(rows, self.rows)
+        scale, offset = nn.functional.embedding(rows, self.scale_offset).float().split(1, dim=-1)
+        numbers = packed.float()
+        if self.bits == 4:  # the even columns are the low halves; halves are split as floats, exact and fast everywhere
+            high = (numbers / 16).floor()
+            numbers = torch.stack([numbers - 16 * high, high], dim=-1).flatten(-2)
+        return numbers * scale + offset
 
 
 def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bits: int = 32) -> int:

@@ -35,15 +35,25 @@ class RowGroup(nn.Module):
         dim: D > d adds a mixed-dimension projection [P, d, D].
         mode: pooling, "sum" or "mean".
         weighted: learn one pooling weight a row.
+        storage: dtype of the rows. Vectors, gradients and everything else are float32.
     """
 
     def __init__(
-        self, part_rows: Sequence[int], inner_dim: int, width: int, dim: int, mode: str, weighted: bool
+        self,
+        part_rows: Sequence[int],
+        inner_dim: int,
+        width: int,
+        dim: int,
+        mode: str,
+        weighted: bool,
+        storage: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         parts, total = len(part_rows), sum(part_rows)
         self.mode = mode
-        self.weight = nn.Parameter(torch.empty(total, inner_dim or width))
+        self.weight = nn.Parameter(torch.empty(total, inner_dim or width, dtype=storage))
+        if storage != torch.float32:
+            self.weight.grad_dtype = torch.float32  # else autograd would round the gradient, too
         self.inner_projection = nn.Parameter(torch.empty(parts, inner_dim, width)) if inner_dim else None
         self.projection = nn.Parameter(torch.empty(parts, width, dim)) if dim != width else None
         self.pooling_weight = nn.Parameter(torch.ones(total, 1)) if weighted else None
@@ -187,6 +197,7 @@ class EmbeddingTables(nn.Module):
         padding: append one zero row, the table's last, that pads multi-hot bags in the exported model.
         mode: pooling, "sum" or "mean".
         weighted: learn one pooling weight a row (DLRM's --weighted-pooling=learned); plain tables only.
+        storage: float32, or bfloat16 for half the memory; the optimizer then has to round stochastically.
 
     Shapes:
         ids [B, T], or ids [L] with offsets [T * B + 1] -> vectors [B, T, D].
@@ -203,6 +214,7 @@ class EmbeddingTables(nn.Module):
         padding: bool = False,
         mode: str = "sum",
         weighted: bool = False,
+        storage: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         check_pooling(mode)
@@ -210,6 +222,9 @@ class EmbeddingTables(nn.Module):
             raise ValueError(f"tables must exist and be of one width: {sorted({spec.dim for spec in specs})}")
         if weighted and any(spec.collisions or spec.width != spec.dim for spec in specs):
             raise ValueError("weighted pooling works on plain tables only: leave out --qr-flag and --md-flag")
+        if weighted and storage != torch.float32:
+            raise ValueError("weighted pooling works on tables in float32 only: leave out --emb-precision")
+        self.storage = storage
         self.specs, self.mode, self.weighted = tuple(specs), mode, weighted
         self.unknown, self.padding = unknown, padding
         self.special_rows = int(unknown) + int(padding)
@@ -233,7 +248,7 @@ class EmbeddingTables(nn.Module):
         def group(part: str) -> RowGroup:
             rows = [spec.parts[part] + self.special_rows for spec in specs]
             dim = first.width if first.collisions else first.dim
-            return RowGroup(rows, first.inner_dim, first.width, dim, self.mode, self.weighted)
+            return RowGroup(rows, first.inner_dim, first.width, dim, self.mode, self.weighted, self.storage)
 
         if first.collisions:
             return QuotientRemainderTables(group("quotient"), group("remainder"), specs)

@@ -615,7 +615,8 @@ def test_one_class_in_the_test_part_is_undefined_not_an_error(driver):
 
 def test_a_model_that_cannot_be_allocated_is_one_line(driver):
     run = driver(f"{RANDOM} --mlet-inner-dim=99999999999999")
-    assert run.code == 2 and "not enough memory" in run.err and run.err.count("\n") == 1
+    assert run.code == 2 and "this run needs about" in run.err and run.err.count("\n") == 1
+    assert "--mlet-inner-dim=0 (" in run.err and "fits" in run.err
 
 
 def test_a_resumed_run_does_not_repeat_events(driver, data):

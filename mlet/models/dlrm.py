@@ -68,7 +68,7 @@ class DLRM(nn.Module):
         inputs = tables.dim * bool(bottom) + self.dots.pairs if interaction == "dot" else vectors * tables.dim
         self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
         self.bottom = mlp(bottom)
-        self.top = mlp((inputs, *top), last=nn.Sigmoid)
+        self.top = ProbabilityTower(*mlp((inputs, *top), last=nn.Sigmoid))
 
     def initialize(self, rng: np.random.RandomState, seed: int, mlet_init: str) -> None:
         """Draw all weights in the reference's order: tables, bottom MLP, top MLP."""
@@ -113,3 +113,20 @@ def mlp(widths: Sequence[int], last: type[nn.Module] | None = None) -> nn.Sequen
     if last is not None and layers:
         layers[-1] = last()
     return nn.Sequential(*layers)
+
+
+class ProbabilityTower(nn.Sequential):
+    """An MLP that ends in a linear layer and a sigmoid, which run in float32 under autocast too: bfloat16 has three
+    digits, too few for a probability.
+    """
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Probability [B, 1] of [B, inputs]."""
+        *hidden, last, sigmoid = self
+        for layer in hidden:
+            vectors = layer(vectors)
+        device = vectors.device.type
+        if not torch.is_autocast_enabled(device):
+            return sigmoid(last(vectors))
+        with torch.autocast(device, enabled=False):
+            return sigmoid(last(vectors.float()))

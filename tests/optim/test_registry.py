@@ -7,13 +7,11 @@ import pytest
 import torch
 
 import optim
-from optim.rowwise_adagrad import RowWiseAdagrad
+
+RULES = {"sgd": optim.SGD, "adagrad": optim.Adagrad, "rwsadagrad": optim.RowWiseAdagrad, "adam": optim.Adam}
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("sgd", torch.optim.SGD), ("adagrad", torch.optim.Adagrad), ("rwsadagrad", RowWiseAdagrad)],
-)
+@pytest.mark.parametrize(("name", "kind"), RULES.items())
 def test_builds_over_parameters_and_over_groups(name, kind):
     assert name in optim.optimizer_names()
     p, q = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(2))
@@ -23,13 +21,21 @@ def test_builds_over_parameters_and_over_groups(name, kind):
     assert [group["lr"] for group in built.param_groups] == [0.5, 0.25]
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "rwsadagrad"])
+@pytest.mark.parametrize("name", RULES)
 def test_every_rule_steps_on_a_sparse_gradient(name):
     p = torch.nn.Parameter(torch.ones(5, 2))
     optimizer = optim.build_optimizer(name, [p], 0.5)
     torch.nn.functional.embedding(torch.tensor([1, 3, 1]), p, sparse=True).sum().backward()
     optimizer.step()
     assert (p != 1).any(dim=1).tolist() == [False, True, False, True, False]
+
+
+def test_options_reach_the_rule():
+    p = torch.nn.Parameter(torch.ones(2))
+    for name in RULES:
+        built = optim.build_optimizer(name, [p], 0.5, rounding_seed=3)
+        assert built.param_groups[0]["rounding_seed"] == 3
+    assert optim.build_optimizer("adam", [p], 0.5, row_steps=True).param_groups[0]["row_steps"] is True
 
 
 def test_unknown_name_is_refused_with_the_known_ones():

@@ -1,0 +1,147 @@
+"""What the optimizers here have in common: the walk over parameters, bfloat16 noise, and an exact reload."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from optim.rows import check_row_gradient, rounding_noise, wide_dtype
+
+Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
+
+
+class RowOptimizer(torch.optim.Optimizer, ABC):
+    """Base of rules that take dense gradients and sparse ones of shape [N, D], in one model.
+
+    A rule gives `_update_rows` for one parameter with a sparse gradient, `_update_dense` for all dense ones of a
+    group at once, and `_layout`, the tensors of its state. State is kept in `self.state[p]`, made at p's first
+    gradient: tensors in float32 (or p's dtype where that is wider), Python numbers otherwise, so that
+    `torch.save` and JSON both hold it.
+
+    A bfloat16 parameter with sparse gradients is rounded stochastically. Its noise follows from `rounding_seed`,
+    its position among the parameters and the number of its updates; the last two are part of its state.
+
+    Args:
+        params: parameters or parameter groups.
+        defaults: options of the groups; `lr`, `eps` and `rounding_seed` are checked.
+
+    Raises:
+        ValueError: lr or eps is negative, or rounding_seed is not an integer of at least 0.
+    """
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+        for name in ("lr", "eps"):
+            if name in defaults and not defaults[name] >= 0:
+                raise ValueError(f"{name} is {defaults[name]}, must be at least 0")
+        seed = defaults["rounding_seed"]
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"rounding_seed is {seed!r}, must be an integer of at least 0")
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """Update every parameter that has a gradient. Returns the closure's loss, if there is a closure.
+
+        Raises:
+            ValueError: a sparse gradient is not [N, D] with sparse rows, or, where the rule has state, a parameter
+                has both sparse and dense gradients in turn.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            dense, grads = [], []
+            for p in group["params"]:
+                grad = p.grad
+                if grad is None:
+                    continue
+                if grad.is_sparse:
+                    check_row_gradient(grad)
+                    self._update_rows(p, grad, group)
+                else:
+                    dense.append(p)
+                    grads.append(grad)
+            if dense:
+                self._update_dense(dense, grads, group)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state bit for bit, as a copy.
+
+        The base class would cast tensors to the parameter's dtype and share them with `state_dict`.
+
+        Raises:
+            ValueError: a tensor of the state is missing or does not fit its parameter; nothing is loaded then.
+        """
+        saved = (index for group in state_dict["param_groups"] for index in group["params"])
+        own = (p for group in self.param_groups for p in group["params"])
+        tensors = []
+        for index, p in zip(saved, own, strict=False):  # the base class refuses unequal groups
+            state = state_dict["state"].get(index)
+            if state is None:
+                continue
+            for name, (label, shapes) in self._layout(p, state).items():
+                if name not in state:
+                    raise ValueError(f"parameter {index}: its state has no {label}, {name!r}")
+                if state[name].shape not in shapes:
+                    raise ValueError(
+                        f"parameter {index}: its {label} has shape {list(state[name].shape)}, which does not fit "
+                        f"the parameter's, {list(p.shape)}"
+                    )
+                tensors.append((p, name, state[name]))
+        super().load_state_dict(state_dict)
+        for p, name, loaded in tensors:
+            self.state[p][name] = loaded.detach().to(p.device, copy=True)
+
+    @abstractmethod
+    def _update_rows(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+        """Update the rows of `p` [N, D] that the sparse `grad` touches; its rows may repeat."""
+
+    @abstractmethod
+    def _update_dense(self, params: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
+        """Update parameters whose gradients are dense."""
+
+    @abstractmethod
+    def _layout(self, p: torch.Tensor, state: dict[str, Any]) -> dict[str, tuple[str, tuple[torch.Size, ...]]]:
+        """{key: (what to call it, shapes it may have)} of the tensors in a state of `p`."""
+
+    def _state_of(self, p: torch.Tensor, sparse: bool) -> dict[str, Any]:
+        """p's state. Raises ValueError if p's gradients were not `sparse` before and are now, or the reverse."""
+        state = self.state[p]
+        if state.setdefault("sparse", sparse) != sparse:
+            kinds = ("dense", "sparse")
+            raise ValueError(
+                f"a parameter of shape {list(p.shape)} had {kinds[not sparse]} gradients and now has a "
+                f"{kinds[sparse]} one: its gradients must stay sparse or stay dense"
+            )
+        return state
+
+    def _noise(self, p: torch.Tensor, shape: torch.Size, group: dict[str, Any]) -> torch.Tensor | None:
+        """Noise for the next `write_rows` to p: of `shape` if p is bfloat16, None if p needs no rounding."""
+        if p.dtype != torch.bfloat16:
+            return None
+        state = self.state[p]
+        if "rounding_stream" not in state:  # kept, since a resumed run may list its parameters in another order
+            order = [id(q) for each in self.param_groups for q in each["params"]]
+            state["rounding_stream"] = order.index(id(p))
+        state["rounding_step"] = state.get("rounding_step", 0) + 1
+        seed = (group["rounding_seed"], state["rounding_stream"], state["rounding_step"])
+        return rounding_noise(shape, p.device, seed)
+
+
+def state_zeros(state: dict[str, Any], name: str, shape: torch.Size, p: torch.Tensor) -> torch.Tensor:
+    """state[name]; made on p's device, as zeros of `shape` in `wide_dtype(p)`, if it is not there."""
+    if name not in state:
+        state[name] = torch.zeros(shape, dtype=wide_dtype(p), device=p.device)
+    return state[name]
+
+
+def widened(grads: list[torch.Tensor], like: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Dense gradients in the dtypes of `like`: themselves, where they have it already."""
+    return [
+        grad if grad.dtype == other.dtype else grad.to(other.dtype) for grad, other in zip(grads, like, strict=True)
+    ]
