@@ -739,7 +739,8 @@ class Trainer:
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
             self._mask_bad_gradients()
             self.optimizer.step()
-            self.schedule.step()
+            if any(schedule_options(flags)):
+                self.schedule.step()
             self.optimizer.zero_grad()
         self._loss_sum += loss.detach() * samples
         progress.samples += samples
@@ -753,11 +754,14 @@ class Trainer:
         return min(last * size, self.data.train_samples) - first * size
 
     def _note_non_finite(self, loss: torch.Tensor) -> None:
-        """Remember the first bad iteration on the device; on the CPU it is read at once, which costs nothing there."""
+        """Remember the first bad iteration on the device; on the CPU it is read at once, for free."""
+        if self.device.type == "cpu":
+            if not math.isfinite(loss):
+                self._bad_iteration.fill_(self.progress.iteration + 1)
+                self._stop_if_non_finite()
+            return
         is_first = (self._bad_iteration < 0) & ~torch.isfinite(loss)
         self._bad_iteration = torch.where(is_first, self.progress.iteration + 1, self._bad_iteration)
-        if self.device.type == "cpu":
-            self._stop_if_non_finite()
 
     def _mask_bad_gradients(self) -> None:
         """On CUDA nothing waits for the loss: once one was bad, no update may reach the weights until it is read."""

@@ -28,8 +28,8 @@ METADATA_KEY = "mlet"
 def collapse_tables(tables: EmbeddingTables) -> EmbeddingTables:
     """Return single-layer tables with the same outputs; learned pooling weights are folded into the rows.
 
-    Tables that are single-layer and float32 already are returned as they are. Otherwise the new rows are computed in chunks: beside
-    the old tables nothing but the new ones needs memory.
+    Tables that are single-layer and float32 already are returned as they are. Otherwise the new rows are computed in
+    chunks: beside the old tables nothing but the new ones needs memory.
 
     Raises:
         ValueError: a collapsed row is not finite, naming the table.

@@ -36,9 +36,10 @@ class ContestantError(RuntimeError):
     """A program that is measured has failed; the message is the last line of what it said."""
 
 
-def environment(use_gpu: bool) -> dict[str, str]:
-    """The same for every contestant. Threads that wait by spinning would take the core that another process needs."""
-    own = {"OMP_WAIT_POLICY": "PASSIVE"}
+def environment(use_gpu: bool, side_by_side: bool = False) -> dict[str, str]:
+    """The same for every contestant. Of processes side by side, waiting threads must not spin: they would take the core
+    that another needs. A process alone runs as its users run it."""
+    own = {"OMP_WAIT_POLICY": "PASSIVE"} if side_by_side else {}
     if use_gpu:
         own["CUDA_VISIBLE_DEVICES"] = "0"  # the reference takes every device that it sees, ours one
     return own | os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -87,7 +88,7 @@ class StepWorker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=environment(spec["use_gpu"]),
+                env=environment(spec["use_gpu"], side_by_side=True),
             )
         self.about = self._answer()
 

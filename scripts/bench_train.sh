@@ -16,7 +16,7 @@
 # How: cells run-* time whole processes from outside, a long run minus a short one, so that imports, reading and evaluation cancel.
 # Cells step-* time the step alone on batches drawn beforehand, in one process a contestant that take turns; flags behind -- reach our driver
 # only there. Every ratio is taken within a repeat; the table shows its median, lowest and highest. Peak memory is of the whole
-# process. All run with OMP_WAIT_POLICY=PASSIVE unless it is set. Results: WORK/train.csv and WORK/train.png; a restart goes on where it was
+# process. step-* cells run with OMP_WAIT_POLICY=PASSIVE, since their processes wait side by side. Results: WORK/train.csv and WORK/train.png; a restart goes on where it was
 # interrupted (--again measures anew; a cell's rows are replaced together). Exit code 1: a contestant failed, the last column says why.
 set -euo pipefail
 cd "$(dirname "$0")/.."
