@@ -60,7 +60,6 @@ STATE_SIZES = {
     "sgd": StateSize(row_copies=0),
     "adagrad": StateSize(per_element=1, per_dense=1),
     "rwsadagrad": StateSize(per_row=1, per_dense=1, row_copies=3),
-    "rowwise-adagrad": StateSize(per_row=1, per_dense=1, row_copies=3),
     "adam": StateSize(per_element=2, per_dense=2),
 }
 LARGEST_STATE = StateSize(per_element=2, per_dense=2)  # for a rule that is not listed: no known one keeps more

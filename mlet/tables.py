@@ -76,10 +76,12 @@ class RowGroup(nn.Module):
 
     def bag(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Pooled rows [B, P, K or d] of flat row numbers [L] and offsets [P * B + 1]."""
-        if self.pooling_weight is None and self._learns():
+        if self.pooling_weight is None and self._plans(rows):
             pooled = BagLookup.apply(self.weight, rows, offsets, self.mode)
         elif self.pooling_weight is None:
-            pooled = F.embedding_bag(rows, self.weight, offsets, mode=self.mode, include_last_offset=True).float()
+            pooled = F.embedding_bag(
+                rows, self.weight, offsets, mode=self.mode, sparse=True, include_last_offset=True
+            ).float()
         else:
             per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
             pooled = F.embedding_bag(
@@ -93,13 +95,17 @@ class RowGroup(nn.Module):
             )
         return pooled.view(len(self.first_row), -1, self.weight.shape[1]).transpose(0, 1)
 
-    def _learns(self) -> bool:
-        """Whether a gradient will be asked for; otherwise plain operators, which can be traced and exported."""
-        return torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_exporting()
-
     def _plans(self, rows: Tensor) -> bool:
-        """Whether finding the distinct rows pays; rows stored in bf16 need it for a gradient in float32."""
-        return self._learns() and (rows.numel() >= PLANNED_LOOKUPS or self.weight.dtype != torch.float32)
+        """Whether to find the distinct rows of a batch: where a gradient will be asked for and it pays. Otherwise plain
+        operators, which can be traced and exported.
+
+        Rows stored in bf16 need it for a gradient in float32. On CUDA every step would have to wait for the number of
+        distinct rows.
+        """
+        if not (torch.is_grad_enabled() and self.weight.requires_grad) or torch.compiler.is_exporting():
+            return False
+        pays = rows.device.type == "cpu" and rows.numel() >= PLANNED_LOOKUPS
+        return pays or self.weight.dtype != torch.float32
 
     def matrix(self) -> Tensor | None:
         """All projections in one [P, K or d, D]; None where a stored row is what the model sees."""

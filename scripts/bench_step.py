@@ -187,12 +187,13 @@ def fbgemm_step(spec: dict, batches: list[Drawn], device: torch.device) -> Step:
     rows = f"--arch-embedding-size={'-'.join('1' for _ in shape['tables'])}"
     trainer = make_trainer(spec, [*spec["flags"], rows], device)
     model, optimizer = trainer.model, trainer.optimizer
+    loss_of = sys.modules["dlrm_mlet"].make_loss(trainer.flags, device)  # what make_trainer has imported
     batches = [(dense, *flat_bags(ids), labels) for dense, ids, labels in batches]
 
     def step(number: int) -> None:
         dense, ids, offsets, labels = (part.to(device) for part in batches[number])
         vectors = tables(ids, offsets).view(len(dense), len(shape["tables"]), shape["dim"])
-        loss = trainer.loss(model.vectors_to_probability(dense, vectors), labels)
+        loss = loss_of(model.vectors_to_probability(dense, vectors), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
