@@ -30,17 +30,7 @@ class RowWiseAdagrad(Adagrad):
     The accumulator is `state[p]["sum"]`, made at p's first gradient: [N] if that is sparse, of p's shape if
     dense; float32, or p's dtype where that is wider.
 
-    Args:
-        params: parameters or parameter groups. Sparse gradients are torch.sparse_coo of shape [N, D], with or
-            without repeated rows.
-        lr: learning rate.
-        eps: added to the root.
-        rounding_seed: seed of the noise that rounds bfloat16 tables, see `RowOptimizer`.
-
-    Raises:
-        ValueError: lr, eps or rounding_seed is negative; at `step`, a sparse gradient is not [N, D], or a
-            parameter has both sparse and dense ones in turn; at `load_state_dict`, an accumulator is missing or
-            does not fit its parameter.
+    Arguments and errors are those of `Adagrad`.
     """
 
     def _layout(self, p: torch.Tensor, state: dict[str, Any]) -> dict[str, tuple[str, tuple[torch.Size, ...]]]:
