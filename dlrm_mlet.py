@@ -575,7 +575,10 @@ def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.dev
     k, width, largest = flags.mlet_inner_dim, flags.arch_sparse_feature_size, max(data.tables.values())
     changes = {f"--mlet-inner-dim={value}": {"mlet_inner_dim": value} for value in (k // 2, 0) if k}
     if width > 1:
-        changes[f"--arch-sparse-feature-size={width // 2}"] = {"arch_sparse_feature_size": width // 2}
+        half = f"--arch-sparse-feature-size={width // 2}"
+        if data.dense:
+            half += " with as wide an end of --arch-mlp-bot"
+        changes[half] = {"arch_sparse_feature_size": width // 2}
     if flags.weighted_pooling != "learned":
         changes["--emb-precision=bf16"] = {"emb_precision": "bf16"}
     changes |= {f"--optimizer={rule}": {"optimizer": rule} for rule in ("rwsadagrad", "sgd")}
@@ -1170,7 +1173,7 @@ def run(flags: argparse.Namespace) -> None:
     torch.manual_seed(flags.numpy_rand_seed)
     rng = np.random.RandomState(flags.numpy_rand_seed)
     device = choose_device(flags.use_gpu)
-    if flags.precision == "bf16" and not computes_in_bf16(device):
+    if flags.precision == "bf16" and not flags.inference_only and not computes_in_bf16(device):
         print("dlrm_mlet.py: warning: no bf16 arithmetic here: --precision=bf16 will be slower", file=sys.stderr)
 
     if flags.prepare_only:
@@ -1337,7 +1340,8 @@ def main(arguments: list[str] | None = None) -> int:
         ):
             raise
         reason = (
-            "not enough memory for tables and optimizer state: reduce --mlet-inner-dim or --arch-sparse-feature-size"
+            "not enough memory for tables and optimizer state: reduce the tables' rows, --mlet-inner-dim or "
+            "--arch-sparse-feature-size"
         )
         print(f"dlrm_mlet.py: error: {reason} ({str(error).splitlines()[0][:200]})", file=sys.stderr)
         return 2

@@ -131,9 +131,9 @@ class Bill:
         if self.other:
             parts.append(f"other {size_text(self.other)}")
         parts.append(f"runtime {size_text(self.runtime)}")
-        when = "" if self.training_peak >= self.collapse_peak else " when the tables are collapsed"
+        when = "" if self.training_peak >= self.collapse_peak else ", when the tables are collapsed"
         of = "" if available is None else f" of {size_text(available)} available"
-        return f"Memory: {', '.join(parts)}; peak about {size_text(self.total)}{when}{of}"
+        return f"Memory: {', '.join(parts)}; peak about {size_text(self.total)}{of}{when}"
 
     def __str__(self) -> str:
         return self.line()

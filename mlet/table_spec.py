@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 QR_OPERATIONS = ("mult", "add", "concat")
+MOST = 1 << 50  # any size above it is a slip, and would overflow in torch
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class TableSpec:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"table {self.name}: {self.rows} rows, at least 1 is needed")
+        if max(self.rows, self.dim, self.width, self.inner_dim) > MOST:
+            sizes = f"{self.rows} rows, dim={self.dim}, width={self.width}, inner_dim={self.inner_dim}"
+            raise ValueError(f"table {self.name}: {sizes}: above the limit of 2^50")
         if min(self.dim, self.width) < 1 or self.inner_dim < 0:
             raise ValueError(f"table {self.name}: dim={self.dim}, width={self.width}, inner_dim={self.inner_dim}")
         if self.operation not in QR_OPERATIONS:

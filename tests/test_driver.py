@@ -619,6 +619,12 @@ def test_a_model_that_cannot_be_allocated_is_one_line(driver):
     assert "--mlet-inner-dim=0 (" in run.err and "fits" in run.err
 
 
+@pytest.mark.parametrize("rows", ["99999999999999999999", "5000000000000000000-5", "1125899906842625"])
+def test_absurd_table_sizes_are_one_line(driver, rows):
+    run = driver(f"{RANDOM} --arch-embedding-size={rows}")
+    assert run.code == 2 and "above the limit of 2^50" in run.err and run.err.count("\n") == 1
+
+
 def test_a_resumed_run_does_not_repeat_events(driver, data):
     def places(events):
         return [(e["event"], e.get("split"), e["epoch"], e["iteration"]) for e in events if "iteration" in e]

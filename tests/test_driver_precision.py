@@ -59,6 +59,7 @@ def test_where_bf16_is_emulated_the_driver_says_so(driver, monkeypatch):
     for native in (True, False):
         monkeypatch.setattr(dlrm_mlet, "computes_in_bf16", lambda _device, native=native: native)
         assert ("no bf16 arithmetic" in driver(f"{RANDOM} --precision=bf16").err) is not native
+        assert not driver(f"{RANDOM} --precision=bf16 --inference-only").err
 
 
 @pytest.mark.slow
