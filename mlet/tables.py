@@ -78,12 +78,10 @@ class RowGroup(nn.Module):
         """Pooled rows [B, P, K or d] of flat row numbers [L] and offsets [P * B + 1]."""
         if self.pooling_weight is None and self._plans(rows):
             pooled = BagLookup.apply(self.weight, rows, offsets, self.mode)
-        elif self.pooling_weight is None:
-            pooled = F.embedding_bag(
-                rows, self.weight, offsets, mode=self.mode, sparse=True, include_last_offset=True
-            ).float()
         else:
-            per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
+            per_row = None
+            if self.pooling_weight is not None:
+                per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
             pooled = F.embedding_bag(
                 rows,
                 self.weight,
@@ -92,7 +90,7 @@ class RowGroup(nn.Module):
                 sparse=True,
                 per_sample_weights=per_row,
                 include_last_offset=True,
-            )
+            ).float()
         return pooled.view(len(self.first_row), -1, self.weight.shape[1]).transpose(0, 1)
 
     def _plans(self, rows: Tensor) -> bool:
