@@ -68,7 +68,7 @@ class ServingModel(nn.Module):
     """A collapsed model as it is exported.
 
     Args:
-        model: the inference model, see `mlet.collapse.collapse`.
+        model: the inference model, see `mlet.inference.collapse`.
         multi_hot: for each table, whether it takes bags of ids. Needs tables built with padding=True.
         has_dense: whether the data has dense features; without any, the graph has no input `dense`.
 

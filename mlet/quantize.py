@@ -105,7 +105,7 @@ class ExportedQuantizedTables(nn.Module):
 
 
 def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bits: int = 32) -> int:
-    """Bytes of an inference model (see `mlet.collapse.inference_tensors`), quantised or not.
+    """Bytes of an inference model (see `mlet.inference.inference_tensors`), quantised or not.
 
     A row of 8 bits has a float32 scale and offset beside it, one of 4 bits a float16 pair.
     """

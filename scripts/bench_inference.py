@@ -74,7 +74,7 @@ def write_inputs(flags: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from mlet.collapse import collapse, inference_tensors, save_collapsed
+    from mlet.inference import collapse, inference_tensors, save_collapsed
     from mlet.export import export_onnx
     from mlet.models import build_model
     from mlet.quantize import quantize_tables
@@ -260,11 +260,11 @@ def onnx_file(flags: argparse.Namespace) -> Prepare:
 
 
 def torch_collapsed(flags: argparse.Namespace) -> Prepare:
-    """`mlet.collapse.load_collapsed` under inference_mode."""
+    """`mlet.inference.load_collapsed` under inference_mode."""
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from mlet.collapse import load_collapsed
+    from mlet.inference import load_collapsed
 
     torch.set_num_threads(flags.threads)
     model = load_collapsed(flags.work / "model.safetensors")

@@ -121,7 +121,7 @@ def test_reading_in_the_background_changes_nothing(driver, data, flags):
 
 
 def tensors_after(driver, flags):
-    from mlet.collapse import inference_tensors, load_collapsed
+    from mlet.inference import inference_tensors, load_collapsed
 
     run = driver(f"{flags} --save-collapsed=m.safetensors")
     assert run.code == 0, run.err

@@ -9,7 +9,7 @@ import torch
 from test_tables import ROWS, VARIANTS, draw_bags, jagged
 
 from mlet import export
-from mlet.collapse import collapse, collapse_tables, full_config, inference_tensors, load_collapsed, save_collapsed
+from mlet.inference import collapse, collapse_tables, full_config, inference_tensors, load_collapsed, save_collapsed
 from mlet.models import build_model, model_from_config
 from mlet.table_spec import plan_tables
 from mlet.tables import EmbeddingTables

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COLLAPSE = """
 import json, resource, sys
 import torch
-from mlet.collapse import collapse_tables
+from mlet.inference import collapse_tables
 from mlet.table_spec import plan_tables
 from mlet.tables import EmbeddingTables
 
@@ -31,7 +31,7 @@ print(json.dumps({"w1": rows * inner * 4, "out": rows * dim * 4, "grown": peak()
 EXPORT = """
 import json, resource, sys
 import torch
-from mlet.collapse import collapse
+from mlet.inference import collapse
 from mlet.export import export_onnx
 from mlet.models import build_model
 from mlet.table_spec import plan_tables

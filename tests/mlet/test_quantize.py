@@ -10,7 +10,7 @@ from test_collapse_export import bag_batch, make_model, one_hot_batch
 from test_tables import ROWS, draw_bags, jagged
 
 from mlet import export
-from mlet.collapse import collapse
+from mlet.inference import collapse
 from mlet.models import build_model
 from mlet.quantize import QuantizedTables, quantize_mlps, quantize_tables
 
