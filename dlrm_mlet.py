@@ -44,10 +44,10 @@ import data_utils
 import mlet
 from datastore.schema import FITS, ID_ORDERS
 from mlet import checkpoint, export, memory, quantize
-from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
+from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_names

@@ -74,8 +74,8 @@ def write_inputs(flags: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from mlet.inference import collapse, inference_tensors, save_collapsed
     from mlet.export import export_onnx
+    from mlet.inference import collapse, inference_tensors, save_collapsed
     from mlet.models import build_model
     from mlet.quantize import quantize_tables
     from mlet.table_spec import plan_tables

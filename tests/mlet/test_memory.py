@@ -7,8 +7,8 @@ import torch
 
 import optim
 from mlet import memory
-from mlet.inference import collapse
 from mlet.free_memory import available_bytes, cgroup_free, runtime_bytes, size_text
+from mlet.inference import collapse
 from mlet.initialize import set_unknown_rows
 from mlet.memory import STATE_SIZES, Bill, StateSize, bill_of, check_fits
 from mlet.models import build_model
