@@ -50,7 +50,7 @@ from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
-from mlet.models import build_model, model_names
+from mlet.models import build_model, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
 from mlet.table_spec import QR_OPERATIONS, plan_tables
 from mlet.tables import EmbeddingTables
@@ -80,6 +80,10 @@ FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precisio
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
     raw_data_file memory_map use_gpu prepare_only""".split()
+
+
+# arguments of dlrm that have flags of their own, as in the reference: (flag, default)
+DLRM_FLAGS = {"interaction": ("--arch-interaction-op", "dot"), "itself": ("--arch-interaction-itself", False)}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -117,7 +121,13 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model (as in the DLRM reference)").add_argument
-    add("--arch-model", choices=model_names(), default="dlrm", help="which CTR model")
+    add("--arch-model", choices=model_names(), default="dlrm",
+        help="which CTR model; for those other than dlrm --arch-mlp-top is the deep tower (input width computed), "
+        "and --arch-mlp-bot turns the dense features into one more vector")  # fmt: skip
+    add("--arch-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
+        help=f"an option of the model, may be repeated: {options_help()}")  # fmt: skip
+    add("--batch-norm", **boolean(), help="batch normalisation in the hidden layers of the MLPs")
+    add("--dropout", type=number(0, 0.99), default=0.0, help="share dropped in the hidden layers of the MLPs")
     add("--arch-sparse-feature-size", type=at_least(1), default=2, help="embedding dimension d, after collapse")
     add("--arch-embedding-size", type=dashed_ints, default="4-3-2", help="rows per table, random data only")
     add("--arch-mlp-bot", type=dashed_ints, default="4-3-2", help="bottom MLP widths; a data set replaces the first")
@@ -238,6 +248,15 @@ def add_io_flags(parser: argparse.ArgumentParser) -> None:
     add("--predictions", default="", metavar="FILE", help="--predict writes one probability a line there")
 
 
+def options_help() -> str:
+    """Every model's own options with their defaults."""
+    texts = []
+    for name in model_names():
+        options = [f"{option}={option_text(default)}" for option, default in model_options(name).items()]
+        texts += [f"{name}: {', '.join(options)}"] if options else []
+    return "; ".join(texts)
+
+
 def boolean() -> dict:
     """`--flag`, `--flag=True` and `--flag=False` (the reference's type=bool took every word for true)."""
     return {"type": parse_boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
@@ -307,6 +326,7 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"--loss-threshold={flags.loss_threshold} would make every probability the same: choose it below 0.5"
         )
     check_architecture(flags)
+    check_model_options(flags)
     if flags.weighted_pooling == "learned" and flags.emb_precision != "fp32":
         raise ValueError("--weighted-pooling=learned works on tables in fp32 only: leave out --emb-precision")
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
@@ -339,6 +359,21 @@ def check_architecture(flags: argparse.Namespace) -> None:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_model_options(flags: argparse.Namespace) -> None:
+    """Options that the model does not have are refused, never ignored."""
+    given = parse_options(flags.arch_model, flags.arch_option)
+    own = {"interaction": flags.arch_interaction_op, "itself": flags.arch_interaction_itself}
+    for option, (flag, default) in DLRM_FLAGS.items():
+        if own[option] != default and (flags.arch_model != "dlrm" or option in given):
+            raise ValueError(f"{flag} is for --arch-model=dlrm, and is given once: leave it out")
+
+
+def model_arguments(flags: argparse.Namespace) -> dict:
+    """The model's own plain arguments."""
+    own = {"interaction": flags.arch_interaction_op, "itself": flags.arch_interaction_itself}
+    return (own if flags.arch_model == "dlrm" else {}) | parse_options(flags.arch_model, flags.arch_option)
 
 
 def check_bottom(flags: argparse.Namespace, dense: int) -> None:
@@ -524,9 +559,10 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
         tables,
         bottom=bottom,
         top=flags.arch_mlp_top,
-        interaction=flags.arch_interaction_op,
-        itself=flags.arch_interaction_itself,
         loss_threshold=flags.loss_threshold,
+        batch_norm=flags.batch_norm,
+        dropout=flags.dropout,
+        **model_arguments(flags),
     )
 
 
@@ -605,8 +641,8 @@ def check_memory(flags: argparse.Namespace, data: Data, device: torch.device) ->
 def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callable) -> Callable[[Batch], torch.Tensor]:
     """The mean loss of a batch; with --compile everything behind the tables is one compiled function."""
 
-    def behind_tables(dense: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return loss(model.vectors_to_probability(dense, vectors).float(), labels)
+    def behind_tables(labels: torch.Tensor, dense: torch.Tensor, *looked_up: torch.Tensor) -> torch.Tensor:
+        return loss(model.vectors_to_probability(dense, *looked_up).float(), labels)
 
     # a CUDA graph saves the launches of many small kernels, which on the CPU cost next to nothing
     mode = "reduce-overhead" if flags.use_gpu and torch.cuda.is_available() else "default"
@@ -615,8 +651,8 @@ def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callabl
     def forward_loss(batch: Batch) -> torch.Tensor:
         # another shape, as the last batch may have, would be compiled anew, which takes longer than the batch
         whole = len(batch.labels) == flags.mini_batch_size
-        vectors = model.tables(batch.ids, batch.offsets)
-        return (compiled if whole else behind_tables)(batch.dense, vectors, batch.labels)
+        looked_up = model.look_up(batch.ids, batch.offsets)
+        return (compiled if whole else behind_tables)(batch.labels, batch.dense, *looked_up)
 
     return forward_loss
 
@@ -1200,7 +1236,8 @@ def run(flags: argparse.Namespace) -> None:
     train_bytes = trainer.release()
     if data.store is not None:
         trained = trainer.trained if flags.inference_only else trainer.update_trained()
-        set_unknown_rows(model.tables, trained, keep=data.store.schema["trained_unknown"])
+        for tables in model.table_sets:
+            set_unknown_rows(tables, trained, keep=data.store.schema["trained_unknown"])
     inference = collapse(model)
     trainer.model = model = None  # the uncollapsed tables may be most of the memory
     bits = flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit

@@ -122,6 +122,14 @@ def fill_uniform(rows: Tensor, bound: float, generator: np.random.Generator, chu
         part.copy_(torch.from_numpy((draws * 2 - 1) * np.float32(bound)))
 
 
+def fill_normal(rows: Tensor, std: float, generator: np.random.Generator, chunk: int = 1 << 22) -> None:
+    """The same with N(0, std^2)."""
+    step = max(1, chunk // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        part.copy_(torch.from_numpy(generator.standard_normal(tuple(part.shape), dtype=np.float32) * np.float32(std)))
+
+
 def initial_projection(inner_dim: int, dim: int, init: str, generator: np.random.Generator) -> np.ndarray:
     """Initial W2 [K, D], float32.
 

@@ -96,8 +96,8 @@ class ServingModel(nn.Module):
         """Probability [B, 1]."""
         dense, inputs = (inputs[0], inputs[1:]) if self.has_dense else (inputs[0].new_empty(0), inputs)
         if not any(self.multi_hot):
-            vectors = self.model.tables(self._inside(inputs[0], self.last_row))
-            return self.model.vectors_to_probability(dense, vectors)
+            looked_up = self.model.look_up(self._inside(inputs[0], self.last_row))
+            return self.model.vectors_to_probability(dense, *looked_up)
         rest = iter(inputs)
         one_hot = None if all(self.multi_hot) else next(rest)
         per_table, column = [], 0
@@ -108,7 +108,7 @@ class ServingModel(nn.Module):
                 ids = one_hot[:, column : column + 1]
                 column += 1
             per_table.append(self._inside(ids, self.last_row[t]))
-        return self.model.vectors_to_probability(dense, self.model.tables.forward_padded(per_table))
+        return self.model.vectors_to_probability(dense, *self.model.look_up_padded(per_table))
 
     @staticmethod
     def _inside(ids: Tensor, last_row: Tensor) -> Tensor:

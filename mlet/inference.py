@@ -69,7 +69,9 @@ def collapse(model: nn.Module) -> nn.Module:
     tables = collapse_tables(model.tables)
     inference = build_model(model.model_name, tables, **model.config())
     inference.to(next(model.parameters()).device)
-    others = {name: value for name, value in model.state_dict().items() if not name.startswith("tables.")}
+    if model.wide is not None:
+        inference.wide = collapse_tables(model.wide)
+    others = {name: value for name, value in model.state_dict().items() if not name.startswith(("tables.", "wide."))}
     inference.load_state_dict(others, strict=False)
     return inference.eval()
 
@@ -94,19 +96,20 @@ def inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a collapsed model, one tensor a table part (views, nothing is copied).
 
     `table.C1` [n + special rows, d]; quotient-remainder tables `table.C1.quotient` and `table.C1.remainder`;
-    mixed-dimension projections `projection.C1` [d, D]; then the other layers by their module names.
+    mixed-dimension projections `projection.C1` [d, D]; first-order weights `wide.C1` [n + special rows, 1]; then the
+    other layers by their module names.
     """
-    tables = model.tables
-    for part in tables.parts():
-        spec, group = tables.specs[part.table], part.group
-        if group.inner_projection is not None or group.pooling_weight is not None:
-            raise ValueError(f"table {spec.name} is not collapsed")
-        suffix = "" if part.name == "rows" else f".{part.name}"
-        yield f"table.{spec.name}{suffix}", group.part(part.index, part.counted_rows + tables.special_rows)
-        if group.projection is not None:
-            yield f"projection.{spec.name}{suffix}", group.projection.data[part.index]
+    for kind, tables in zip(("table", "wide"), model.table_sets, strict=False):
+        for part in tables.parts():
+            spec, group = tables.specs[part.table], part.group
+            if group.inner_projection is not None or group.pooling_weight is not None:
+                raise ValueError(f"table {spec.name} is not collapsed")
+            suffix = "" if part.name == "rows" else f".{part.name}"
+            yield f"{kind}.{spec.name}{suffix}", group.part(part.index, part.counted_rows + tables.special_rows)
+            if group.projection is not None:
+                yield f"projection.{spec.name}{suffix}", group.projection.data[part.index]
     for name, value in model.state_dict().items():
-        if not name.startswith("tables."):
+        if not name.startswith(("tables.", "wide.")):
             yield name, value
 
 

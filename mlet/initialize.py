@@ -10,13 +10,14 @@ Legend: n counted rows, K inner dimension, d stored width, D width that the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from mlet.embedding import fill_uniform, initial_projection
+from mlet.embedding import fill_normal, fill_uniform, initial_projection
+from mlet.table_spec import TableSpec
 from mlet.tables import EmbeddingTables, Part
 
 DRAW_CHUNK = 1 << 22  # numbers drawn at a time: bounds the float64 temporaries
@@ -24,13 +25,17 @@ _SIDE_STREAM = 0x4D4C4554  # separates the side generators from any user seed
 
 
 @torch.no_grad()
-def initialize_tables(tables: EmbeddingTables, rng: np.random.RandomState, seed: int, mlet_init: str) -> None:
+def initialize_tables(
+    tables: EmbeddingTables, rng: np.random.RandomState, seed: int, mlet_init: str, emb_init: str = "uniform"
+) -> None:
     """Fill all tables. Plain ones: U(-1/sqrt(n), 1/sqrt(n)), as in DLRM; special rows start at zero.
 
     Args:
         rng: the main generator; advanced by n * D draws a table, whatever the table's options.
         seed: the run's seed, for the side generators (one a table).
         mlet_init: initial W2, see `mlet.embedding.initial_projection`.
+        emb_init: what stored rows start as: "uniform", "uniform-<scale>" (that many times as wide) or "normal-<std>",
+            see `row_bound`.
 
     MLET: W1 ~ U(-1/sqrt(n), 1/sqrt(n)), [n, K]. Quotient-remainder: uniform parts such that the composed vector has
     the standard deviation 1/sqrt(3 n) of a plain row. Mixed dimensions: uniform rows, Xavier-uniform projection.
@@ -39,19 +44,18 @@ def initialize_tables(tables: EmbeddingTables, rng: np.random.RandomState, seed:
     for part in tables.parts():
         parts.setdefault(part.table, []).append(part)
     for t, spec in enumerate(tables.specs):
-        bound = math.sqrt(1 / spec.rows)
+        bound, gaussian = row_bound(emb_init, spec.rows)
         side = np.random.default_rng([seed, _SIDE_STREAM, t])
         plain = not spec.inner_dim and not spec.collisions and spec.width == spec.dim
         first = parts[t][0]
         target = first.group.part(first.index, spec.rows) if plain else None
-        _draw_uniform(rng, bound, spec.rows, spec.dim, target)
+        _draw(rng, bound, spec.rows, spec.dim, target, gaussian)
         for part in parts[t]:
             group = part.group
             all_rows = group.part(part.index, part.counted_rows + tables.special_rows)
             all_rows[part.counted_rows :] = 0
             if not plain:
-                part_bound = _part_bound(spec.operation, spec.rows) if spec.collisions else bound
-                fill_uniform(all_rows[: part.counted_rows], part_bound, side)
+                _fill_part(all_rows[: part.counted_rows], spec, bound, gaussian, side)
             if group.inner_projection is not None:
                 w2 = initial_projection(spec.inner_dim, spec.width, mlet_init, side)
                 group.inner_projection[part.index] = torch.from_numpy(w2)
@@ -59,17 +63,50 @@ def initialize_tables(tables: EmbeddingTables, rng: np.random.RandomState, seed:
                 fill_uniform(group.projection[part.index], math.sqrt(6 / (spec.width + spec.dim)), side)
 
 
-def _part_bound(operation: str, rows: int) -> float:
-    """Bound of the uniform parts: std(a * b), std(a + b) or std(a) is then 1/sqrt(3 n)."""
-    return {"mult": (3 / rows) ** 0.25, "add": math.sqrt(1 / (2 * rows)), "concat": math.sqrt(1 / rows)}[operation]
+def row_bound(emb_init: str, rows: int) -> tuple[float, bool]:
+    """What an --emb-init name stands for in a table of n rows: a uniform bound or, where the second is True, a std.
+
+    "uniform": U(-1/sqrt(n), 1/sqrt(n)), DLRM's; "uniform-<scale>": its bound times a number, as a single layer needs to
+    start like MLET's product (scale sqrt(K) times W2's std); "normal-<std>": N(0, std^2) whatever n is.
+
+    Raises:
+        ValueError: another name, or a number that is not positive.
+    """
+    name, _, text = emb_init.partition("-")
+    try:
+        value = float(text) if text or name == "normal" else 1.0
+    except ValueError:
+        value = math.nan
+    if name not in ("uniform", "normal") or not 0 < value < math.inf:
+        raise ValueError(
+            f"--emb-init={emb_init!r}: choose uniform, uniform-<scale> or normal-<std>, the number positive"
+        )
+    return (value, True) if name == "normal" else (value * math.sqrt(1 / rows), False)
 
 
-def _draw_uniform(rng: np.random.RandomState, bound: float, rows: int, dim: int, target: torch.Tensor | None) -> None:
-    """Draw [rows, dim] float64 U(-bound, bound) in chunks; into `target`, or only to advance `rng`."""
+def _fill_part(rows: torch.Tensor, spec: TableSpec, bound: float, gaussian: bool, side: np.random.Generator) -> None:
+    """Fill one stored part from its side generator. Composed parts start such that the composed vector has a plain
+    row's standard deviation: std(a * b), std(a + b) or std(a).
+    """
+    if spec.collisions:
+        std = bound if gaussian else bound / math.sqrt(3)
+        std = {"mult": math.sqrt(std), "add": std / math.sqrt(2), "concat": std}[spec.operation]
+        fill_uniform(rows, std * math.sqrt(3), side)
+    elif gaussian:
+        fill_normal(rows, bound, side)
+    else:
+        fill_uniform(rows, bound, side)
+
+
+def _draw(
+    rng: np.random.RandomState, bound: float, rows: int, dim: int, target: torch.Tensor | None, gaussian: bool
+) -> None:
+    """Draw [rows, dim] float64 U(-bound, bound) or N(0, bound^2) in chunks; into `target`, or only to advance `rng`."""
     step = max(1, DRAW_CHUNK // dim)
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        draws = rng.uniform(low=-bound, high=bound, size=(count, dim))
+        size = (count, dim)
+        draws = rng.normal(0.0, bound, size) if gaussian else rng.uniform(low=-bound, high=bound, size=size)
         if target is not None:
             target[start : start + count] = torch.from_numpy(draws.astype(np.float32))
 
@@ -84,6 +121,18 @@ def initialize_mlp(layers: nn.Module, rng: np.random.RandomState) -> None:
             bias = rng.normal(0.0, np.sqrt(1 / out), size=out)
             layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
             layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+
+
+@torch.no_grad()
+def initialize_layers(modules: Iterable[nn.Module], rng: np.random.RandomState) -> None:
+    """Linear layers in order: W ~ N(0, 2 / (in + out)) (Glorot and Bengio 2010), b = 0."""
+    for layer in (layer for module in modules for layer in module.modules()):
+        if isinstance(layer, nn.Linear):
+            out, inputs = layer.weight.shape
+            weight = rng.normal(0.0, np.sqrt(2 / (out + inputs)), size=(out, inputs))
+            layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 @torch.no_grad()

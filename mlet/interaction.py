@@ -1,4 +1,4 @@
-"""Pairwise dot products of a sample's vectors, as DLRM's interaction has them (arXiv 1906.00091).
+"""Pairwise products of a sample's vectors: dot products as DLRM has them (arXiv 1906.00091), elementwise ones pooled.
 
 Legend: B samples, F vectors of a sample, D width, Q products kept of the F * F.
 """
@@ -8,6 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+
+def pooled_products(vectors: Tensor) -> Tensor:
+    """Sum of the elementwise products of all pairs i < j: [B, F, D] -> [B, D].
+
+    .. math:: \\sum_{i < j} v_i \\circ v_j = \\tfrac12 \\Big[\\big(\\sum_i v_i\\big)^2 - \\sum_i v_i^2\\Big]
+
+    Rendle 2010, "Factorization Machines", lemma 3.1: F vectors are read twice instead of F * F pairs.
+    """
+    return (vectors.sum(dim=1).square() - vectors.square().sum(dim=1)) / 2
 
 
 class PairwiseDots(nn.Module):

@@ -196,7 +196,9 @@ def bill_of(
         activations=max(step, update, evaluation),
         inference_tables=sum(_inference_bytes(group) for group in groups),
         collapsed=dense + sum(_inference_bytes(group) for group in _collapsing_groups(model)),
-        collapse_scratch=max(map(_mean_scratch, model.tables.parts())) if unknown_is_mean else 0,
+        collapse_scratch=max(_mean_scratch(part) for tables in model.table_sets for part in tables.parts())
+        if unknown_is_mean
+        else 0,
         other=other,
         runtime=runtime,
     )
@@ -236,8 +238,8 @@ class _BehindTables(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, dense: Tensor, vectors: Tensor) -> Tensor:
-        return self.model.vectors_to_probability(dense, vectors)
+    def forward(self, dense: Tensor, *looked_up: Tensor) -> Tensor:
+        return self.model.vectors_to_probability(dense, *looked_up)
 
 
 def _saved_sizes(model: nn.Module, dense_width: int, batch_size: int) -> list[int]:
@@ -256,9 +258,9 @@ def _saved_sizes(model: nn.Module, dense_width: int, batch_size: int) -> list[in
     with FakeTensorMode(), torch.device("cpu"), torch.enable_grad():
         weights = {name: _like(value) for name, value in [*behind.named_parameters(), *behind.named_buffers()]}
         dense = torch.empty(size, dense_width)
-        vectors = torch.empty(size, len(model.tables.specs), model.tables.dim, requires_grad=True)
+        looked_up = [torch.empty(size, len(t.specs), t.dim, requires_grad=True) for t in model.table_sets]
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            functional_call(behind, weights, (dense, vectors))
+            functional_call(behind, weights, (dense, *looked_up))
     own = {_storage(value) for value in weights.values()}
     return [tensor.untyped_storage().nbytes() for number, tensor in kept.items() if number not in own]
 

@@ -84,7 +84,7 @@ class ExportedQuantizedTables(nn.Module):
         self.register_buffer("scale_offset", tables.packed[:, width:].contiguous().view(scale_type))  # [R, 2]
         self.register_buffer("first_row", tables.first_row.clone(), persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, _offsets: None = None) -> Tensor:
         """Vectors [B, T, D] of one-hot ids [B, T]."""
         return self._read(ids + self.first_row)
 
@@ -135,6 +135,8 @@ def quantize_mlps(model: nn.Module, bits: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces the move of this API to torchao
         dtype = torch.qint8 if bits == 8 else torch.float16
-        for name in ("bottom", "top"):
-            quantized = torch.ao.quantization.quantize_dynamic(getattr(model, name), {nn.Linear}, dtype)
-            setattr(model, name, quantized)
+        layers = nn.ModuleDict(
+            {name: child for name, child in model.named_children() if name not in ("tables", "wide")}
+        )
+        for name, layer in torch.ao.quantization.quantize_dynamic(layers, {nn.Linear}, dtype).items():
+            setattr(model, name, layer)

@@ -7,35 +7,31 @@ Legend: B batch, M dense features, T tables, F = T + 1 vectors (T without dense 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlet.initialize import initialize_mlp, initialize_tables
+from mlet.initialize import initialize_mlp
 from mlet.interaction import PairwiseDots
+from mlet.models.base import CTRModel
+from mlet.models.layers import Tower
 from mlet.tables import EmbeddingTables
 
 INTERACTIONS = ("dot", "cat")
 
 
-class DLRM(nn.Module):
+class DLRM(CTRModel):
     """Bottom MLP over dense features, interaction with the tables' vectors, top MLP with a sigmoid at its end.
 
     .. math:: x = bottom(dense), \\quad z = [x, \\{v_i \\cdot v_j\\}_{i > j}] \\text{ with } v = (x, e_1, ..., e_T),
               \\quad p = \\sigma(top(z))
 
     Args:
-        tables: the embedding tables, vectors of width D.
-        bottom: widths of the bottom MLP from M to D, at least two; empty without dense features: the tables' vectors
-            then interact among themselves.
-        top: widths of the top MLP without its input, which is computed; the last must be 1.
+        tables, bottom, top, common: see `CTRModel`. Without dense features the tables' vectors interact among
+            themselves.
         interaction: "dot" (pairwise products of all vectors, with x in front) or "cat" (all vectors side by side).
         itself: dot products of a vector with itself too.
-        loss_threshold: 0 < t < 1 clamps the probability to [t, 1 - t].
-
-    Shapes:
-        dense float32 [B, M], ids [B, T] or bags -> probability float32 [B, 1].
 
     Raises:
         ValueError: widths that do not fit each other, naming both.
@@ -48,85 +44,27 @@ class DLRM(nn.Module):
         top: Sequence[int],
         interaction: str = "dot",
         itself: bool = False,
-        loss_threshold: float = 0.0,
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(tables, bottom, top, options={"interaction": interaction, "itself": itself}, **common)
         if interaction not in INTERACTIONS:
             raise ValueError(f"interaction {interaction!r} is not known; choose from {', '.join(INTERACTIONS)}")
-        if len(bottom) == 1 or not top or min([*bottom, *top]) < 1:
-            raise ValueError(f"MLP widths must be positive, bottom at least two: bottom={bottom}, top={top}")
-        if bottom and bottom[-1] != tables.dim:
-            raise ValueError(f"the bottom MLP ends in width {bottom[-1]}, the tables' vectors are {tables.dim} wide")
-        if top[-1] != 1:
-            raise ValueError(f"the top MLP ends in width {top[-1]}, a probability needs 1")
-        self.tables = tables
-        self.interaction, self.itself, self.loss_threshold = interaction, itself, loss_threshold
-        vectors = len(tables.specs) + bool(bottom)
-        if vectors == 1 and interaction == "dot" and not itself:
+        self.interaction, self.itself = interaction, itself
+        if self.fields == 1 and interaction == "dot" and not itself:
             raise ValueError("one vector has nothing to interact with: give dense features, another table, or cat")
-        self.dots = PairwiseDots(vectors, itself, lead=bool(bottom))
-        inputs = tables.dim * bool(bottom) + self.dots.pairs if interaction == "dot" else vectors * tables.dim
-        self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
-        self.bottom = mlp(bottom)
-        self.top = ProbabilityTower(*mlp((inputs, *top), last=nn.Sigmoid))
+        self.dots = PairwiseDots(self.fields, itself, lead=bool(bottom))
+        inputs = tables.dim * bool(bottom) + self.dots.pairs if interaction == "dot" else self.fields * tables.dim
+        self.top = Tower(inputs, self.top_widths, self.batch_norm, self.dropout)
 
-    def initialize(self, rng: np.random.RandomState, seed: int, mlet_init: str) -> None:
-        """Draw all weights in the reference's order: tables, bottom MLP, top MLP."""
-        initialize_tables(self.tables, rng, seed, mlet_init)
+    def initialize_layers(self, rng: np.random.RandomState) -> None:
+        """In the reference's order and with its values: bottom MLP, top MLP."""
         initialize_mlp(self.bottom, rng)
         initialize_mlp(self.top, rng)
 
-    def forward(self, dense: Tensor, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """Click probability [B, 1]."""
-        return self.vectors_to_probability(dense, self.tables(ids, offsets))
+    def logit(self, vectors: Tensor) -> Tensor:
+        """[B, F, D] -> [B, 1]."""
+        return self.top(self.interact(vectors))
 
-    def vectors_to_probability(self, dense: Tensor, vectors: Tensor) -> Tensor:
-        """Everything behind the tables: dense [B, M] and pooled vectors [B, T, D] -> [B, 1]."""
-        every = vectors
-        if self.bottom_widths:
-            every = torch.cat([self.bottom(dense).unsqueeze(1), vectors], dim=1)
-        probability = self.top(self.interact(every))
-        if 0.0 < self.loss_threshold < 1.0:
-            probability = probability.clamp(self.loss_threshold, 1.0 - self.loss_threshold)
-        return probability
-
-    def interact(self, every: Tensor) -> Tensor:
-        """All vectors [B, F, D], the bottom MLP's first if there is one -> input of the top MLP."""
-        return every.flatten(1) if self.interaction == "cat" else self.dots(every)
-
-    def config(self) -> dict:
-        """The plain arguments that rebuild this model, JSON-ready."""
-        return {
-            "bottom": list(self.bottom_widths),
-            "top": list(self.top_widths),
-            "interaction": self.interaction,
-            "itself": self.itself,
-            "loss_threshold": self.loss_threshold,
-        }
-
-
-def mlp(widths: Sequence[int], last: type[nn.Module] | None = None) -> nn.Sequential:
-    """Linear layers with a ReLU behind each; `last` replaces the last ReLU."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True)]  # in place: one pass over memory less
-    if last is not None and layers:
-        layers[-1] = last()
-    return nn.Sequential(*layers)
-
-
-class ProbabilityTower(nn.Sequential):
-    """An MLP that ends in a linear layer and a sigmoid, which run in float32 under autocast too: bfloat16 has three
-    digits, too few for a probability.
-    """
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Probability [B, 1] of [B, inputs]."""
-        *hidden, last, sigmoid = self
-        for layer in hidden:
-            vectors = layer(vectors)
-        device = vectors.device.type
-        if not torch.is_autocast_enabled(device):
-            return sigmoid(last(vectors))
-        with torch.autocast(device, enabled=False):
-            return sigmoid(last(vectors.float()))
+    def interact(self, vectors: Tensor) -> Tensor:
+        """All vectors [B, F, D] -> input of the top MLP."""
+        return vectors.flatten(1) if self.interaction == "cat" else self.dots(vectors)

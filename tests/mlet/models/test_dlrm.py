@@ -97,5 +97,5 @@ def test_registry_refuses_duplicates_and_unknown_names():
     assert "dlrm" in model_names()
     with pytest.raises(ValueError, match="already registered by mlet.models.dlrm.DLRM"):
         register_model("dlrm", "x", "Y")
-    with pytest.raises(ValueError, match="'fm' is not known; choose from dlrm"):
+    with pytest.raises(ValueError, match="'fm' is not known; choose from autoint, dcn, .*dlrm"):
         build_model("fm", None)

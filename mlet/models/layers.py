@@ -1,0 +1,100 @@
+"""Layers that the models share: MLPs, towers that end in a logit, first-order terms.
+
+Legend: B batch, M dense features, T tables, F fields (vectors of a sample), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlet.tables import EmbeddingTables
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes the running statistics for a batch of one sample, which has no variance.
+
+    An epoch's last batch may be one; torch's own refuses it in training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width] -> [B, width]."""
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def mlp(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers with a ReLU behind each; batch normalisation stands before it, dropout behind it."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        layers.append(nn.Linear(inputs, outputs))
+        if batch_norm:
+            layers.append(BatchNorm(outputs))
+        layers.append(nn.ReLU(inplace=True))  # in place: one pass over memory less
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+class Tower(nn.Sequential):
+    """An MLP whose last layer is linear: inputs -> widths[-1] logits.
+
+    Args:
+        inputs: width of what it takes.
+        widths: of its layers; one alone is a linear layer.
+        batch_norm, dropout: of the hidden layers, see `mlp`.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -> None:
+        hidden = mlp((inputs, *widths[:-1]), batch_norm, dropout)
+        super().__init__(*hidden, nn.Linear((inputs, *widths)[-2], widths[-1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs] -> [B, widths[-1]]."""
+        *hidden, last = self
+        for layer in hidden:
+            x = layer(x)
+        return in_float32(last, x)
+
+
+def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output in float32, under autocast too: bfloat16 has three digits, too few for a logit."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return layer(x)
+    with torch.autocast(device, enabled=False):
+        return layer(x.float())
+
+
+def first_order_tables(tables: EmbeddingTables) -> EmbeddingTables:
+    """One weight an id beside each table, for a linear term: the same ids, rows and pooling, width 1, single-layer.
+
+    A quotient-remainder table gets the sum of two such weights, so that its linear term is as small as it is.
+    """
+    specs = [replace(spec, dim=1, width=1, inner_dim=0, operation="add") for spec in tables.specs]
+    return EmbeddingTables(specs, unknown=tables.unknown, padding=tables.padding, mode=tables.mode)
+
+
+class FirstOrder(nn.Module):
+    """The linear term over dense features, with the bias; the ids' weights are looked up before.
+
+    .. math:: b + \\langle w, dense \\rangle + \\sum_t w_t[id_t]
+
+    Shapes:
+        dense [B, M], wide [B, T, 1] -> [B, 1].
+    """
+
+    def __init__(self, dense_width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dense_width, 1, bias=False) if dense_width else None
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, dense: Tensor, wide: Tensor) -> Tensor:
+        """As in the class."""
+        total = wide.float().sum(dim=1) + self.bias
+        return total if self.dense is None else total + in_float32(self.dense, dense)
