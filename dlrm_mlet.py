@@ -44,19 +44,23 @@ import data_utils
 import mlet
 from datastore.schema import FITS, ID_ORDERS
 from mlet import checkpoint, export, memory, quantize
+from mlet.analysis import spectra
+from mlet.by_frequency import counts_of_rows, frequency_report
+from mlet.controls import MaskedCrossTerm
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
-from mlet.initialize import set_unknown_rows
+from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
 from mlet.table_spec import QR_OPERATIONS, plan_tables
-from mlet.tables import EmbeddingTables
+from mlet.tables import EmbeddingTables, row_groups
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
-from optim.schedule import learning_rate_scale, warmup_decay
+from optim.penalty import add_row_penalty
+from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
 from sources.prefetch import prefetch
 from sources.random import RandomData
@@ -79,7 +83,7 @@ DROPPED_FLAGS = {
 FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precision test_freq test_mini_batch_size
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
-    raw_data_file memory_map use_gpu prepare_only""".split()
+    raw_data_file memory_map use_gpu prepare_only spectra frequency_report early_stop_patience""".split()
 
 
 # arguments of dlrm that have flags of their own, as in the reference: (flag, default)
@@ -155,6 +159,11 @@ def add_mlet_flags(parser: argparse.ArgumentParser) -> None:
     add("--mlet-inner-dim", type=at_least(0), default=0, metavar="K", help="train tables as W1[n,K] W2[K,d]; 0: off")
     add("--mlet-init", default="normal", help="initial W2: normal (std 0.25), normal-<std>, scaled, xavier, orthogonal")
     add("--mlet-min-rows", type=at_least(0), default=0, metavar="N", help="smaller tables stay single-layer")
+    add("--mlet-w2-rate-multiplier", type=number(0), default=1.0, metavar="X",
+        help="rate of W2 = X times --learning-rate; 0: a fixed random W2 (a control)")  # fmt: skip
+    add("--mlet-cross-term", choices=("full", "masked"), default="full",
+        help="masked: a control, W1 and W2 are trained but tables move by their own rows alone (slow)")  # fmt: skip
+    add("--spectra", **boolean(), help="write the tables' singular values to --metrics-file at each evaluation")
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +207,16 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--nepochs", type=at_least(0), default=1, help="passes over the training rows")
     add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
+    add("--emb-learning-rate-multiplier", type=number(0), default=1.0, metavar="X",
+        help="rate of the tables' rows (W1 with MLET) = X times --learning-rate")  # fmt: skip
+    add("--emb-init", default="uniform",
+        help="initial rows: uniform (up to 1/sqrt(n)), uniform-<scale> (times that) or normal-<std>")  # fmt: skip
+    add("--emb-l2", type=number(0), default=0.0, metavar="X",
+        help="L2 penalty X/2 |row|^2 on the rows that a batch reads, once a step")  # fmt: skip
+    add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
+        help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
+    add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
+        help="multiply all rates with X at each evaluation without a better validation AUC")  # fmt: skip
     add("--lr-num-warmup-steps", type=at_least(0), default=0, help="linear warm-up, in optimizer steps")
     add("--lr-decay-start-step", type=at_least(0), default=0, help="first step of the quadratic decay")
     add("--lr-num-decay-steps", type=at_least(0), default=0, help="steps of the quadratic decay; 0: none")
@@ -228,6 +247,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--print-precision", type=at_least(0), default=5, help="digits of printed tensors")
     add("--debug-mode", **boolean(), help="print model, data and weights; show tracebacks of errors")
     add("--enable-profiling", **boolean(), help="write torch.profiler tables and a trace of the first 1000 batches")
+    add("--frequency-report", **boolean(), help="test quality by how often the ids of a row were seen in training")
     add("--tensor-board-filename", default=None, metavar="DIR", help="write TensorBoard events there")
     add("--mlperf-logging", **boolean(), help="also print recall, precision, F1 and average precision at each test")
     add("--mlperf-acc-threshold", type=number(0, 1), default=0.0, help="stop when the test accuracy exceeds this share")
@@ -350,6 +370,21 @@ def check_flags(flags: argparse.Namespace) -> None:
 def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
     initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
+    row_bound(flags.emb_init, 1)
+    for name in ("spectra", "frequency_report"):
+        if getattr(flags, name) and not flags.metrics_file:
+            raise ValueError(f"--{name.replace('_', '-')} writes to --metrics-file: name one")
+    if flags.frequency_report and flags.data_generation == "random":
+        raise ValueError("--frequency-report needs --data-generation=dataset: it counts ids in a store")
+    if flags.mlet_cross_term == "masked":
+        if not flags.mlet_inner_dim:
+            raise ValueError("--mlet-cross-term=masked needs --mlet-inner-dim")
+        tricks = flags.qr_flag or flags.md_flag or flags.weighted_pooling
+        if tricks or flags.mlet_min_rows or flags.emb_precision != "fp32":
+            raise ValueError(
+                "--mlet-cross-term=masked works on plain fp32 tables: leave out --qr-flag, --md-flag, "
+                "--weighted-pooling, --mlet-min-rows and --emb-precision"
+            )
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
     if "," in flags.tasks:
         raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
@@ -539,13 +574,16 @@ def open_random_data(flags: argparse.Namespace) -> Data:
 def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
     """Build the model and draw its weights."""
     model = empty_model(flags, data)
-    model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init)
+    model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init, flags.emb_init)
+    if model.masked is not None:
+        model.masked.initialize(flags.numpy_rand_seed, flags.mlet_init, flags.emb_init)
     return model
 
 
 def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
     """The model without its weights."""
-    specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **table_options(flags))
+    options, masked = table_options(flags), flags.mlet_cross_term == "masked"
+    specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **options | ({"inner_dim": 0} if masked else {}))
     bottom = [data.dense, *flags.arch_mlp_bot[1:]] if data.dense else []
     tables = EmbeddingTables(
         specs,
@@ -554,7 +592,7 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
         weighted=flags.weighted_pooling == "learned",
         storage=torch.bfloat16 if flags.emb_precision == "bf16" else torch.float32,
     )
-    return build_model(
+    model = build_model(
         flags.arch_model,
         tables,
         bottom=bottom,
@@ -564,6 +602,25 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
         dropout=flags.dropout,
         **model_arguments(flags),
     )
+    model.masked = MaskedCrossTerm(tables, flags.mlet_inner_dim) if masked else None
+    return model
+
+
+def parameter_groups(flags: argparse.Namespace, model: nn.Module) -> list[dict]:
+    """Everything else, the tables' rows and W2, each with its rate; one group where all rates are the same."""
+    rate, of_rows, of_w2 = flags.learning_rate, flags.emb_learning_rate_multiplier, flags.mlet_w2_rate_multiplier
+    groups = row_groups(model)
+    rows = [p for group in groups for p in (group.weight, group.pooling_weight) if p is not None]
+    w2 = [group.inner_projection for group in groups if group.inner_projection is not None]
+    if of_w2 == 0:
+        for parameter in w2:
+            parameter.requires_grad_(False)
+    if of_rows == of_w2 == 1:
+        return [{"params": list(model.parameters())}]
+    apart = {*rows, *w2}
+    rest = [p for p in model.parameters() if p not in apart]
+    by_rate = [(rest, rate), (rows, rate * of_rows), (w2 if of_w2 else [], rate * of_w2)]
+    return [{"params": parameters, "lr": each} for parameters, each in by_rate if parameters]
 
 
 def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -679,6 +736,7 @@ class Progress:
     best_test_accuracy: float = 0.0  # percent
     best_test_auc: float = 0.0
     best: dict | None = None  # the evaluation with the best validation AUC
+    evaluations_since_best: int = 0
     last_metrics: dict = field(default_factory=dict)  # split -> metrics at the last evaluation
 
 
@@ -697,7 +755,9 @@ class Trainer:
         self.forward_loss = make_forward_loss(flags, model, make_loss(flags, device))
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16")
         seed = flags.numpy_rand_seed
-        self.optimizer = build_optimizer(flags.optimizer, model.parameters(), flags.learning_rate, rounding_seed=seed)
+        groups = parameter_groups(flags, model)
+        self.optimizer = build_optimizer(flags.optimizer, groups, flags.learning_rate, rounding_seed=seed)
+        self.row_parameters = [group.weight for group in row_groups(model)]
         self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
@@ -777,7 +837,12 @@ class Trainer:
         group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
             self._mask_bad_gradients()
+            add_row_penalty(self.row_parameters, flags.emb_l2)
+            if self.model.masked is not None:
+                self.model.masked.before_step()
             self.optimizer.step()
+            if self.model.masked is not None:
+                self.model.masked.after_step()
             if any(schedule_options(flags)):
                 self.schedule.step()
             self.optimizer.zero_grad()
@@ -862,6 +927,7 @@ class Trainer:
         where = f"{progress.iteration}/{self.batches_shown} of epoch {progress.epoch}"
         tqdm.write(f"Testing at - {where},", file=sys.stdout)
         is_best = self.evaluate()
+        self._react_to_plateau(is_best)
         if self.save_to:
             self.save(is_best)
         for name, limit, reached in (
@@ -872,6 +938,19 @@ class Trainer:
                 tqdm.write(f"MLPerf testing {name} threshold {limit} reached, stop training", file=sys.stdout)
                 self.stopped = True
         self.model.train()
+
+    def _react_to_plateau(self, is_best: bool) -> None:
+        """Lower the rates, or stop, where validation is not better than ever."""
+        flags, progress = self.flags, self.progress
+        progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
+        if is_best or "val" not in progress.last_metrics:
+            return
+        if flags.lr_plateau_factor != 1:
+            scale_rates(self.optimizer, self.schedule, flags.lr_plateau_factor)
+        if 0 < flags.early_stop_patience <= progress.evaluations_since_best:
+            count = progress.evaluations_since_best
+            tqdm.write(f"No better validation AUC in {count} evaluations, stop training", file=sys.stdout)
+            self.stopped = True
 
     def evaluate(self) -> bool:
         """Metrics of every split, printed and written; returns whether validation was better than ever."""
@@ -887,6 +966,8 @@ class Trainer:
         where = {"epoch": progress.epoch, "iteration": progress.iteration}
         for split, values in metrics.items():
             self.metrics_file.write("eval", split=split, **where, **values)
+        if flags.spectra:
+            self.metrics_file.write("spectrum", **where, tables=spectra(self.model, self.unknown_trained()))
         for name, value in (("Test/Acc", test["accuracy"] / 100), ("Test/AUC", test["auc"])):
             self._board(name, value)
         reference = reference_metrics(*part) if flags.mlperf_logging else {"accuracy": test["accuracy"]}
@@ -919,16 +1000,20 @@ class Trainer:
         if is_best:
             checkpoint.link_checkpoint(Path(self.save_to, "last"), Path(self.save_to, "best"))
 
+    def unknown_trained(self) -> list[str]:
+        """Tables whose unknown row the data trains."""
+        return self.data.store.schema["trained_unknown"] if self.data.store is not None else []
+
     def update_trained(self) -> list[np.ndarray]:
         """Mark the ids of the samples trained since the last call; later epochs bring no new ones."""
-        reached = self._samples_reached()
+        reached = self.samples_reached()
         if self.data.store is not None and reached > self._trained_upto:
             new = self.data.store.ids_in(self.data.train_rows[self._trained_upto : reached])
             self.trained = [old | flags for old, flags in zip(self.trained, new, strict=True)]
             self._trained_upto = reached
         return self.trained
 
-    def _samples_reached(self) -> int:
+    def samples_reached(self) -> int:
         batches = self.batches_per_epoch if self.progress.epoch else self.progress.iteration
         return min(batches * self.flags.mini_batch_size, self.data.train_samples)
 
@@ -959,7 +1044,7 @@ class Trainer:
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
-        self._trained_upto = self._samples_reached()
+        self._trained_upto = self.samples_reached()
         self.metrics_file.cut(self._is_done)
         if self.flags.save_model and Path(source.parent, "best").is_dir() and not Path(self.save_to, "best").is_dir():
             Path(self.save_to).mkdir(parents=True, exist_ok=True)
@@ -1018,11 +1103,13 @@ def profiling(enabled: bool) -> Iterator[torch.profiler.profile | None]:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, data: Data, device: torch.device) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Labels and probabilities of all rows of each split. No training generator is touched."""
+def evaluate(
+    model: nn.Module, data: Data, device: torch.device, splits: tuple[str, ...] = ()
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Labels and probabilities of all rows of each split, or of those named. No training generator is touched."""
     model.eval()
     results = {}
-    for split in data.splits:
+    for split in splits or data.splits:
         labels, scores = [], []
         for batch in data.eval_batches(split):
             batch = to_device(batch, device)
@@ -1034,6 +1121,16 @@ def evaluate(model: nn.Module, data: Data, device: torch.device) -> dict[str, tu
                 "the model's probabilities are not finite: training diverged; try a smaller --learning-rate"
             )
     return results
+
+
+def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:
+    """Test metrics by how often ids occur in the rows trained on (with --inference-only: in all that could be)."""
+    data = trainer.data
+    upto = data.train_samples if trainer.flags.inference_only else trainer.samples_reached()
+    counts = data.store.counts_in(data.train_rows[:upto])
+    labels, scores = evaluate(model, data, trainer.device, ("test",))["test"]
+    batches = ((batch.ids, batch.offsets) for batch in data.eval_batches("test"))
+    return frequency_report(labels, scores, counts_of_rows(batches, counts, len(labels)), data.tables)
 
 
 def is_better(metrics: dict, best: dict | None) -> bool:
@@ -1237,7 +1334,7 @@ def run(flags: argparse.Namespace) -> None:
     if data.store is not None:
         trained = trainer.trained if flags.inference_only else trainer.update_trained()
         for tables in model.table_sets:
-            set_unknown_rows(tables, trained, keep=data.store.schema["trained_unknown"])
+            set_unknown_rows(tables, trained, keep=trainer.unknown_trained())
     inference = collapse(model)
     trainer.model = model = None  # the uncollapsed tables may be most of the memory
     bits = flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit
@@ -1248,8 +1345,10 @@ def run(flags: argparse.Namespace) -> None:
         quantize.quantize_tables(inference, flags.quantize_emb_with_bit)
         trainer.model = inference
         trainer.evaluate()
+    by_frequency = evaluate_by_frequency(inference, trainer) if flags.frequency_report else None
     onnx = save_inference_model(flags, data, inference) if flags.save_collapsed or flags.save_onnx else None
-    write_result(flags, data, trainer, train_bytes, inference_bytes, onnx)
+    sizes = {"train_bytes": train_bytes, "inference_bytes": inference_bytes}
+    write_result(flags, data, trainer, **sizes, onnx=onnx, by_frequency=by_frequency)
 
 
 def check_output_paths(flags: argparse.Namespace) -> None:
@@ -1319,7 +1418,14 @@ def print_weights(title: str, model: nn.Module) -> None:
 
 
 def write_result(
-    flags: argparse.Namespace, data: Data, trainer: Trainer, train_bytes: int, inference_bytes: int, onnx: dict | None
+    flags: argparse.Namespace,
+    data: Data,
+    trainer: Trainer,
+    *,
+    train_bytes: int,
+    inference_bytes: int,
+    onnx: dict | None,
+    by_frequency: dict | None,
 ) -> None:
     """Print the summary and write the result event."""
     progress = trainer.progress
@@ -1357,6 +1463,7 @@ def write_result(
         train_bytes=train_bytes,
         inference_bytes=inference_bytes,
         onnx=onnx,
+        by_frequency=by_frequency,
     )
 
 

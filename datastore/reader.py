@@ -166,14 +166,29 @@ class Store:
     def ids_in(self, rows: np.ndarray | range, chunk: int = 1 << 18) -> list[np.ndarray]:
         """Which ids of each table occur in these rows: one bool array [n] a table."""
         seen = [np.zeros(n + 1, bool) for n in self.tables.values()]
+        for t, ids in self._ids_by_table(rows, chunk):
+            seen[t][ids] = True
+        return [flags[:-1] for flags in seen]
+
+    def counts_in(self, rows: np.ndarray | range, chunk: int = 1 << 18) -> list[np.ndarray]:
+        """How often each id, the unknown one last, occurs in these rows: one int64 array [n + 1] a table.
+
+        As `counts_of` has it for the whole training part, all bags' ids included.
+        """
+        counts = [np.zeros(n + 1, np.int64) for n in self.tables.values()]
+        for t, ids in self._ids_by_table(rows, chunk):
+            np.add.at(counts[t], ids, 1)  # np.bincount would allocate n numbers for each part
+        return counts
+
+    def _ids_by_table(self, rows: np.ndarray | range, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Number of a table and its ids in some of the rows, `chunk` rows at a time, until all were had."""
         for at in range(0, len(rows), chunk):
             part = rows[at : at + chunk]
             part = part if isinstance(part, range) else np.sort(part)
             records = self._records[_index(part)]
-            for table, flags in zip(self.tables, seen, strict=True):
+            for t, table in enumerate(self.tables):
                 bags = self._bags.get(table)
-                flags[records[table] if bags is None else _take_bags(*bags, np.asarray(part))[0]] = True
-        return [flags[:-1] for flags in seen]
+                yield t, records[table] if bags is None else _take_bags(*bags, np.asarray(part))[0]
 
 
 def _take_bags(offsets: np.ndarray, ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

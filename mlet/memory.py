@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from mlet.free_memory import RUNTIME_BYTES, size_text
-from mlet.tables import EmbeddingTables, Part, RowGroup
+from mlet.tables import EmbeddingTables, Part, RowGroup, row_groups
 
 # CUDA context and cuBLAS workspaces. Not measured here: no device was at hand.
 CUDA_RUNTIME_BYTES = 1_000_000_000
@@ -202,11 +202,6 @@ def bill_of(
         other=other,
         runtime=runtime,
     )
-
-
-def row_groups(model: nn.Module) -> list[RowGroup]:
-    """Every flat table parameter of a model, with its projections."""
-    return [module for module in model.modules() if isinstance(module, RowGroup)]
 
 
 def step_bytes(model: nn.Module, dense_width: int, lookups: float, batch_size: int, backward: bool = True) -> int:

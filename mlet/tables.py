@@ -124,6 +124,11 @@ class RowGroup(nn.Module):
         return self.weight.data[first : first + rows]
 
 
+def row_groups(model: nn.Module) -> list[RowGroup]:
+    """Every flat table parameter of a model, with its projections."""
+    return [module for module in model.modules() if isinstance(module, RowGroup)]
+
+
 class PlainTables(nn.Module):
     """Tables that look one row up for an id."""
 

@@ -65,6 +65,14 @@ def warmup_decay(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [scale_of(base) for base in base_rates])
 
 
+def scale_rates(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR, factor: float) -> None:
+    """Multiply the rate of every group, now and in the rest of the schedule."""
+    schedule.base_lrs = [base * factor for base in schedule.base_lrs]
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+        group["initial_lr"] *= factor
+
+
 def _check(step: int, base_lr: float, warmup_steps: int, decay_start_step: int, decay_steps: int) -> None:
     least = {
         "step": (step, 1),

@@ -113,6 +113,19 @@ def test_batches_of_bags_in_any_order(make_source):
         assert np.flatnonzero(flags).tolist() == sorted({i for row in rows for i in bags[t * 200 + row]})
 
 
+@pytest.mark.parametrize("min_count", [1, 3])
+def test_counts_of_some_rows_part_by_part(make_source, min_count):
+    store = Store(prepare(make_source(), StoreOptions("kaggle", min_count=min_count)))
+    rows = np.random.default_rng(0).permutation(200)[:90]
+    counts = store.counts_in(rows, chunk=7)
+    whole = everything(store)
+    bags = np.split(whole.ids.numpy(), whole.offsets.numpy()[1:-1])
+    for t, (table, n) in enumerate(store.tables.items()):
+        ids = np.concatenate([bags[t * 200 + row] for row in rows])
+        assert counts[t].dtype == np.int64 and counts[t].tolist() == np.bincount(ids, minlength=n + 1).tolist()
+        assert store.counts_in(store.rows_of("train"), chunk=7)[t].tolist() == store.counts_of(table).tolist()
+
+
 def test_groups_that_lie_apart_are_brought_together(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datastore.collect.PART_ROWS", 20)

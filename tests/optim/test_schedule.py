@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.schedule import learning_rate_scale, warmup_decay
+from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
 
 
 def optimizer_of(*rates):
@@ -149,3 +149,18 @@ def test_bad_settings_are_refused_by_value(arguments, message):
 def test_scheduler_refuses_bad_settings_when_it_is_made():
     with pytest.raises(ValueError, match="decay_start_step is 4, must not be below"):
         warmup_decay(optimizer_of(0.1), 5, 4, 1)
+
+
+def test_scaled_rates_hold_for_the_rest_of_the_schedule():
+    one, two = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [one], "lr": 0.1}, {"params": [two], "lr": 1.0}], lr=0.1)
+    schedule = warmup_decay(optimizer, warmup_steps=4)
+    optimizer.step()
+    schedule.step()
+    before = [group["lr"] for group in optimizer.param_groups]
+    scale_rates(optimizer, schedule, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5 * rate for rate in before])
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.05, 0.5])
