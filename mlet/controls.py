@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mlet.inference import collapse_tables
 from mlet.initialize import initialize_tables
+from mlet.row_lookup import sparse_rows
 from mlet.tables import EmbeddingTables, PlainTables
 
 
@@ -79,7 +80,7 @@ class MaskedCrossTerm(nn.Module):
         for table, part in self._parts(rows):
             of_w1[part] = of_rows[part] @ w2[table].T
             of_w2[table] = w1[part].T @ of_rows[part]
-        group.weight.grad = torch.sparse_coo_tensor(rows[None], of_w1, group.weight.shape, is_coalesced=True)
+        group.weight.grad = sparse_rows(rows, of_w1, group.weight.shape)
         group.inner_projection.grad = of_w2
         self._moved = rows, w1, w2
 

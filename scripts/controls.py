@@ -1,0 +1,48 @@
+"""The study of scripts/controls.sh, which says how to run it.
+
+With the authors' W2 ~ N(0, 0.25^2) a table's effective rate is K/16 of the nominal one and its initial rows are
+sqrt(K/16) as wide (papers: arXiv 2006.05623, 2309.15881; the algebra: mlet/analysis.py). So each method gets the same
+grid of table rates, and MLET's effects are taken away one by one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from study import Method, parse, report
+
+INNER_DIM = 64
+SCALE = 2  # sqrt(INNER_DIM) * 0.25: how much wider MLET's product starts than a single layer
+RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("0.5", "1", "2", "4", "8", "16"))
+MLET = f"--mlet-inner-dim={INNER_DIM}"
+METHODS = (
+    Method("single-tuned", "", RATES),
+    Method("single-tuned-wide", f"--emb-init=uniform-{SCALE}", RATES),
+    Method("mlet-tuned", MLET, RATES),
+    Method("mlet-scaled-tuned", f"{MLET} --mlet-init=scaled", RATES),
+    Method("fixed-w2-tuned", f"{MLET} --mlet-w2-rate-multiplier=0", RATES),
+    Method("masked-tuned", f"{MLET} --mlet-cross-term=masked", RATES),
+    # at one common rate, as the papers compare
+    Method("single"),
+    Method("mlet", MLET),
+    Method("mlet-scaled", f"{MLET} --mlet-init=scaled"),
+    Method("matched", f"--emb-init=uniform-{SCALE} --emb-learning-rate-multiplier={SCALE**2}"),
+    Method("fixed-w2", f"{MLET} --mlet-w2-rate-multiplier=0"),
+    Method("masked", f"{MLET} --mlet-cross-term=masked"),
+)
+# the authors' model and rate; flags behind -- come later and win
+BASE = (
+    "--data-generation=dataset --arch-sparse-feature-size=8 --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 "
+    "--loss-function=bce --learning-rate=0.2 --mini-batch-size=128 --test-mini-batch-size=4096 --print-freq=1000000"
+)
+
+
+def main() -> int:
+    """Run the study on the command line's data."""
+    flags = parse(__doc__, "1 2 3 4 5", [method.name for method in METHODS])
+    data = f"--data-set=kaggle --raw-data-file={flags.data}" if flags.data else "--data-set=criteo-synthetic"
+    return report(f"{BASE} {data}", METHODS, flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
