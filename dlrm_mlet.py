@@ -403,6 +403,10 @@ def check_model_options(flags: argparse.Namespace) -> None:
     for option, (flag, default) in DLRM_FLAGS.items():
         if own[option] != default and (flags.arch_model != "dlrm" or option in given):
             raise ValueError(f"{flag} is for --arch-model=dlrm, and is given once: leave it out")
+    width = model_width(flags)
+    with torch.device("meta"):  # what the model's constructor would refuse only after the data is prepared
+        tables = EmbeddingTables(plan_tables({"a": 1, "b": 1}, width))
+        build_model(flags.arch_model, tables, bottom=[1, width], top=flags.arch_mlp_top, **model_arguments(flags))
 
 
 def model_arguments(flags: argparse.Namespace) -> dict:

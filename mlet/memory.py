@@ -295,18 +295,22 @@ def _state_bytes(parameter: Tensor, per_element: int, per_row: int = 0) -> int:
 
 
 def _inference_bytes(group: RowGroup) -> int:
-    """The group as it is served: [R, d], and the mixed-dimension projection."""
+    """The group as it is served: [R, d] in float32, and the mixed-dimension projection."""
     width = group.weight.shape[1] if group.inner_projection is None else group.inner_projection.shape[2]
     mixed = [] if group.projection is None else [group.projection]
-    size = 4 if group.inner_projection is not None else group.weight.element_size()
-    return group.weight.shape[0] * width * size + _bytes(mixed)
+    return group.weight.shape[0] * width * 4 + _bytes(mixed)
 
 
 def _collapsing_groups(model: nn.Module) -> list[RowGroup]:
     """Groups that collapsing copies: all of a set of tables once one of them is not served as it is trained."""
     every = [row_groups(module) for module in model.modules() if isinstance(module, EmbeddingTables)]
-    changes = [any(g.inner_projection is not None or g.pooling_weight is not None for g in groups) for groups in every]
-    return [group for groups, changed in zip(every, changes, strict=True) if changed for group in groups]
+    return [group for groups in every if any(map(_changes, groups)) for group in groups]
+
+
+def _changes(group: RowGroup) -> bool:
+    """Whether the group is served in another form than it is trained in."""
+    factors = group.inner_projection is not None or group.pooling_weight is not None
+    return factors or group.weight.dtype != torch.float32
 
 
 def _mean_scratch(part: Part) -> int:

@@ -113,7 +113,7 @@ def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bi
     for name, tensor in tensors:
         if name.startswith("table.") and table_bits != 32:
             total += tensor.numel() * table_bits // 8 + len(tensor) * (8 if table_bits == 8 else 4)
-        elif name.endswith("weight") and mlp_bits != 32:
+        elif name.endswith("weight") and tensor.dim() == 2 and mlp_bits != 32:  # batch normalisation's have one axis
             total += tensor.numel() * mlp_bits // 8
         else:
             total += tensor.numel() * tensor.element_size()

@@ -1,7 +1,7 @@
 """Studies: methods that are tuned alike, run over seeds and compared in pairs. Shared by the scripts that make tables.
 
-A method is a set of driver flags and a grid of settings. Every setting is run with every seed; the setting with the best
-mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a study
+A method is a set of driver flags and a grid of settings. Every setting is run with every seed; the setting with the
+best mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a study
 goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, with as many threads each.
 """
 
@@ -173,7 +173,7 @@ def report(base: str, methods: Sequence[Method], flags: argparse.Namespace) -> i
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
         if not (flags.work / "store").exists():  # once, before runs that would all wait for it
-            run_driver(f"{base} {flags.more} {store} --prepare-only")
+            run_driver(f"{base} {flags.more} {store} --prepare-only --metrics-file={flags.work / 'unused'}")
         outcomes = run_study(f"{base} {flags.more} {store}", methods, flags.seeds, flags.work, flags.jobs)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
