@@ -351,7 +351,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ValueError("--weighted-pooling=learned works on tables in fp32 only: leave out --emb-precision")
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
         raise ValueError("--weighted-pooling works on plain tables only: leave out --qr-flag and --md-flag")
-    if flags.quantize_emb_with_bit != 32 and (flags.qr_flag or flags.md_flag or flags.use_gpu):
+    if flags.quantize_emb_with_bit in (4, 8) and (flags.qr_flag or flags.md_flag or flags.use_gpu):
         raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables on the CPU")
     if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
         raise ValueError("--quantize-emb-with-bit and --quantize-mlp-with-bit need --inference-only")

@@ -1,7 +1,7 @@
 """Post-training quantisation for inference on the CPU, as DLRM's --quantize-emb-with-bit and --quantize-mlp-with-bit.
 
 A row of 8- or 4-bit numbers q with its own scale and offset stands for q * scale + offset: scale is the row's range
-over 255 or 15, offset its least number.
+over 255 or 15, offset its least number. 16 bits are half-precision floats: no scale, every kind of table.
 
 Legend: B batch, T tables, L lookups, R rows of the flat table, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mlet.tables import EmbeddingTables, PlainTables
 
-TABLE_BITS = (4, 8, 32)
+TABLE_BITS = (4, 8, 16, 32)
 MLP_BITS = (8, 16, 32)
 
 _PREPACK = {4: torch.ops.quantized.embedding_bag_4bit_prepack, 8: torch.ops.quantized.embedding_bag_byte_prepack}
@@ -107,12 +107,12 @@ class ExportedQuantizedTables(nn.Module):
 def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bits: int = 32) -> int:
     """Bytes of an inference model (see `mlet.inference.inference_tensors`), quantised or not.
 
-    A row of 8 bits has a float32 scale and offset beside it, one of 4 bits a float16 pair.
+    A row of 8 bits has a float32 scale and offset beside it, one of 4 bits a float16 pair, one of 16 bits nothing.
     """
-    total = 0
+    total, beside = 0, {4: 4, 8: 8, 16: 0}
     for name, tensor in tensors:
         if name.startswith("table.") and table_bits != 32:
-            total += tensor.numel() * table_bits // 8 + len(tensor) * (8 if table_bits == 8 else 4)
+            total += tensor.numel() * table_bits // 8 + len(tensor) * beside[table_bits]
         elif name.endswith("weight") and tensor.dim() == 2 and mlp_bits != 32:  # batch normalisation's have one axis
             total += tensor.numel() * mlp_bits // 8
         else:
@@ -121,9 +121,30 @@ def bytes_of(tensors: Iterable[tuple[str, Tensor]], table_bits: int = 32, mlp_bi
 
 
 def quantize_tables(model: nn.Module, bits: int) -> None:
-    """Replace a collapsed model's tables by 4- or 8-bit ones, in place; 32 leaves them."""
-    if bits != 32:
+    """Replace a collapsed model's tables by 4-, 8- or 16-bit ones, in place; 32 leaves them.
+
+    First-order weights stay in float32.
+    """
+    if bits == 16:
+        model.tables = half_tables(model.tables)
+    elif bits != 32:
         model.tables = QuantizedTables(model.tables, bits)
+
+
+def half_tables(tables: EmbeddingTables) -> EmbeddingTables:
+    """A copy of collapsed tables with rows in float16; vectors stay float32.
+
+    Raises:
+        ValueError: a number above float16's range, naming the table.
+    """
+    options = {"unknown": tables.unknown, "padding": tables.padding, "mode": tables.mode}
+    half = EmbeddingTables(tables.specs, **options, storage=torch.float16)
+    half.load_state_dict(tables.state_dict())
+    for part in half.parts():
+        rows = part.group.part(part.index, part.counted_rows + half.special_rows)
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"table {half.specs[part.table].name} has numbers above 65504: too large for 16 bits")
+    return half
 
 
 def quantize_mlps(model: nn.Module, bits: int) -> None:

@@ -82,15 +82,18 @@ class RowGroup(nn.Module):
             per_row = None
             if self.pooling_weight is not None:
                 per_row = F.embedding(rows, self.pooling_weight, sparse=True).squeeze(-1)
+            stored = self.weight
+            if stored.dtype != torch.float32:  # a sum of 16-bit rows would be rounded to 16 bits
+                stored, rows = stored.index_select(0, rows).float(), torch.arange(len(rows), device=rows.device)
             pooled = F.embedding_bag(
                 rows,
-                self.weight,
+                stored,
                 offsets,
                 mode=self.mode,
                 sparse=True,
                 per_sample_weights=per_row,
                 include_last_offset=True,
-            ).float()
+            )
         return pooled.view(len(self.first_row), -1, self.weight.shape[1]).transpose(0, 1)
 
     def _plans(self, rows: Tensor) -> bool:

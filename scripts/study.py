@@ -1,8 +1,9 @@
 """Studies: methods that are tuned alike, run over seeds and compared in pairs. Shared by the scripts that make tables.
 
 A method is a set of driver flags and a grid of settings. Every setting is run with every seed; the setting with the
-best mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a study
-goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, with as many threads each.
+best mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a
+study goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, with as many threads
+each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,9 @@ class Outcome:
         return [chosen(result)[split][metric] for result in self.results.values()]
 
 
+Derive = Callable[[str, Sequence[Outcome], argparse.Namespace], list[Outcome]]
+
+
 def chosen(result: dict) -> dict:
     """Metrics by split at the evaluation with the best validation AUC; the last one where there is no validation."""
     return result["best"] or {"test": result["test"], "val": result["val"]}
@@ -79,7 +83,14 @@ def run_one(path: Path, flags: str, threads: int) -> None:
     print(path.name, flush=True)
 
 
-def run_study(base: str, methods: Sequence[Method], seeds: Sequence[int], work: Path, jobs: int = 1) -> list[Outcome]:
+def model_folder(path: Path) -> Path:
+    """Where the run of a metrics file saves its model, if the study keeps models."""
+    return path.with_suffix("")
+
+
+def run_study(
+    base: str, methods: Sequence[Method], seeds: Sequence[int], work: Path, jobs: int = 1, keep_models: bool = False
+) -> list[Outcome]:
     """Run what is missing, and pick each method's setting.
 
     Args:
@@ -88,6 +99,7 @@ def run_study(base: str, methods: Sequence[Method], seeds: Sequence[int], work: 
         seeds: values of --numpy-rand-seed.
         work: folder of the metrics files and the prepared data.
         jobs: processes at a time.
+        keep_models: save each run's model, see `model_folder`.
 
     Raises:
         RuntimeError: a run failed; those that are done stay.
@@ -98,8 +110,10 @@ def run_study(base: str, methods: Sequence[Method], seeds: Sequence[int], work: 
     with ThreadPoolExecutor(jobs) as pool:
         waiting = []
         for method, setting, seed in runs:
+            path = run_file(work, method, setting, seed)
             flags = f"{base} {method.flags} {setting} --numpy-rand-seed={seed}"
-            waiting.append(pool.submit(run_one, run_file(work, method, setting, seed), flags, threads))
+            flags += f" --save-model={model_folder(path)}" if keep_models else ""
+            waiting.append(pool.submit(run_one, path, flags, threads))
         try:
             for future in waiting:
                 future.result()
@@ -125,7 +139,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         f"| method | setting | test AUC | logloss | AUC - {first.method.name} (95 %) | inference MB |",
         "|---|---|---|---|---|---|",
     ]
-    for each in outcomes:
+    for each in sorted(outcomes, key=lambda each: each is not first):
         size = next(iter(each.results.values()))["inference_bytes"] / 1e6
         cells = [each.method.name, f"`{each.setting}`" if each.setting else "-"]
         cells += [spread(each.values("auc")), spread(each.values("logloss")), difference(first, each), f"{size:.2f}"]
@@ -166,15 +180,23 @@ def parse(description: str, seeds: str, methods: Sequence[str]) -> argparse.Name
     return flags
 
 
-def report(base: str, methods: Sequence[Method], flags: argparse.Namespace) -> int:
-    """Run a study and print its table, which is also written to WORK/table.md."""
+def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
+    """Run a study and print its table, which is also written to WORK/table.md.
+
+    Args:
+        base, methods: see `run_study`.
+        flags: see `parse`.
+        derive: (flags of all runs, outcomes, command line) -> further outcomes, made of the saved models.
+    """
     methods = [method for method in methods if method.name in flags.only]
     store = f"--processed-data-file={flags.work / 'store'}"
+    every = f"{base} {flags.more} {store}"
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
         if not (flags.work / "store").exists():  # once, before runs that would all wait for it
-            run_driver(f"{base} {flags.more} {store} --prepare-only --metrics-file={flags.work / 'unused'}")
-        outcomes = run_study(f"{base} {flags.more} {store}", methods, flags.seeds, flags.work, flags.jobs)
+            run_driver(f"{every} --prepare-only --metrics-file={flags.work / 'unused'}")
+        outcomes = run_study(every, methods, flags.seeds, flags.work, flags.jobs, keep_models=derive is not None)
+        outcomes += derive(every, outcomes, flags) if derive else []
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from test_driver_data import TRAIN, write_clicks
 BAGS = f"{TRAIN} --arch-mlp-bot=1-8-4 --mlet-inner-dim=8 --data-set=schema --raw-data-file=clicks.json"
 
 
-@pytest.mark.parametrize(("bits", "kind"), [(8, "one-hot"), (8, "bags"), (4, "bags")])
+@pytest.mark.parametrize(("bits", "kind"), [(8, "one-hot"), (16, "one-hot"), (8, "bags"), (4, "bags")])
 def test_an_onnx_file_with_quantised_tables_is_measured_and_scores(driver, tmp_path, small_tsv, bits, kind):
     if kind == "bags":
         write_clicks(tmp_path)

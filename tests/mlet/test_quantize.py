@@ -103,6 +103,31 @@ def test_the_onnx_file_scores_as_the_quantised_tables_of_torch(bits, batch, mult
         check_ids_outside(path, model)
 
 
+@pytest.mark.parametrize("variant", ["mlet", "qr mult", "qr concat", "md", "qr concat mlet", "md rounded mlet"])
+@pytest.mark.parametrize(("batch", "multi_hot"), [(one_hot_batch, ONE_HOT), (bag_batch, BAGS)])
+def test_sixteen_bits_are_every_row_rounded_once(variant, batch, multi_hot, tmp_path):
+    model = collapse(make_model(variant))
+    rounded = copy.deepcopy(model)
+    for part in rounded.tables.parts():
+        part.group.weight.data = part.group.weight.data.half().float()
+    exact = model(*batch(30)).detach()
+    quantize_tables(model, 16)
+    assert all(part.group.weight.dtype == torch.float16 for part in model.tables.parts())
+    samples = [batch(30), batch(2)]
+    got, expected = model(*samples[0]).detach(), rounded(*samples[0]).detach()
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    assert not torch.equal(got, exact)
+    assert export.export_onnx(model, tmp_path / "m.onnx", samples, multi_hot) < 1e-5
+
+
+def test_sixteen_bits_refuse_numbers_out_of_range():
+    model = collapse(make_model("plain"))
+    with torch.no_grad():
+        model.tables.units[0].rows.weight[int(model.tables.units[0].rows.first_row[2])] = 7e4
+    with pytest.raises(ValueError, match="table c has numbers above 65504"):
+        quantize_tables(model, 16)
+
+
 def check_ids_outside(path, model):
     dense, ids, _ = one_hot_batch(3)
     last = ids.clone()
