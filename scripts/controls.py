@@ -13,7 +13,7 @@ from study import Method, parse, report
 
 INNER_DIM = 64
 SCALE = 2  # sqrt(INNER_DIM) * 0.25: how much wider MLET's product starts than a single layer
-RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("0.5", "1", "2", "4", "8", "16"))
+RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("8", "16", "32", "64", "128"))
 MLET = f"--mlet-inner-dim={INNER_DIM}"
 METHODS = (
     Method("single-tuned", "", RATES),
