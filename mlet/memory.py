@@ -196,9 +196,7 @@ def bill_of(
         activations=max(step, update, evaluation),
         inference_tables=sum(_inference_bytes(group) for group in groups),
         collapsed=dense + sum(_inference_bytes(group) for group in _collapsing_groups(model)),
-        collapse_scratch=max(_mean_scratch(part) for tables in model.table_sets for part in tables.parts())
-        if unknown_is_mean
-        else 0,
+        collapse_scratch=_mean_scratch(model) if unknown_is_mean else 0,
         other=other,
         runtime=runtime,
     )
@@ -313,7 +311,12 @@ def _changes(group: RowGroup) -> bool:
     return factors or group.weight.dtype != torch.float32
 
 
-def _mean_scratch(part: Part) -> int:
+def _mean_scratch(model: nn.Module) -> int:
+    """What averaging the rows of one table after another holds at most."""
+    return max(_mean_scratch_of(part) for tables in model.table_sets for part in tables.parts())
+
+
+def _mean_scratch_of(part: Part) -> int:
     """Rows of a table that are averaged at a time: as they are, and float64 to sum them."""
     rows, weight = min(MEAN_CHUNK_ROWS, part.counted_rows), part.group.weight
     copies = 1 if part.group.pooling_weight is None else 2
