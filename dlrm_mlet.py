@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import os
 import platform
@@ -208,11 +209,11 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
     add("--emb-learning-rate-multiplier", type=number(0), default=1.0, metavar="X",
-        help="rate of the tables' rows (W1 with MLET) = X times --learning-rate")  # fmt: skip
+        help="rate of the tables' rows (W1 with MLET; first-order weights too) = X times --learning-rate")  # fmt: skip
     add("--emb-init", default="uniform",
         help="initial rows: uniform (up to 1/sqrt(n)), uniform-<scale> (times that) or normal-<std>")  # fmt: skip
     add("--emb-l2", type=number(0), default=0.0, metavar="X",
-        help="L2 penalty X/2 |row|^2 on the rows that a batch reads, once a step")  # fmt: skip
+        help="L2 penalty X/2 |row|^2 on the rows (W1's with MLET) that a batch reads, once a step")  # fmt: skip
     add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
         help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
     add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
@@ -371,6 +372,12 @@ def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
     initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
     row_bound(flags.emb_init, 1)
+    if flags.spectra and flags.quantize_emb_with_bit in (4, 8):
+        raise ValueError("--spectra needs tables of floats: leave out --quantize-emb-with-bit")
+    if flags.batch_norm and flags.mini_batch_size == 1 and not flags.inference_only:
+        raise ValueError("--batch-norm needs batches: one sample has no variance; give a larger --mini-batch-size")
+    if flags.data_generation == "random" and (flags.early_stop_patience or flags.lr_plateau_factor != 1):
+        raise ValueError("--early-stop-patience and --lr-plateau-factor look at validation, which random data has not")
     for name in ("spectra", "frequency_report"):
         if getattr(flags, name) and not flags.metrics_file:
             raise ValueError(f"--{name.replace('_', '-')} writes to --metrics-file: name one")
@@ -385,11 +392,17 @@ def check_architecture(flags: argparse.Namespace) -> None:
                 "--mlet-cross-term=masked works on plain fp32 tables: leave out --qr-flag, --md-flag, "
                 "--weighted-pooling, --mlet-min-rows and --emb-precision"
             )
+        if flags.emb_l2:
+            raise ValueError(
+                "--emb-l2 penalises W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
+            )
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
     if "," in flags.tasks:
         raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
     if flags.prepare_only and flags.data_generation == "random":
         raise ValueError("--prepare-only needs --data-generation=dataset: random data is not prepared")
+    if len(flags.arch_mlp_bot) < 2:
+        raise ValueError("--arch-mlp-bot needs two widths at least, of the dense features and of their vector")
     if flags.arch_mlp_top[-1] != 1:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
@@ -1049,11 +1062,13 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._loss_sum.fill_(self.progress.loss_sum)
         self._trained_upto = self.samples_reached()
+        self.stopped = 0 < self.flags.early_stop_patience <= self.progress.evaluations_since_best
         self.metrics_file.cut(self._is_done)
         if self.flags.save_model and Path(source.parent, "best").is_dir() and not Path(self.save_to, "best").is_dir():
             Path(self.save_to).mkdir(parents=True, exist_ok=True)
             checkpoint.link_checkpoint(source.parent / "best", Path(self.save_to, "best"))
-        print(f"Resumed from {source}: epoch {self.progress.epoch}, iteration {self.progress.iteration}")
+        already = "; it had stopped early" if self.stopped else ""
+        print(f"Resumed from {source}: epoch {self.progress.epoch}, iteration {self.progress.iteration}{already}")
 
     def _is_done(self, event: dict) -> bool:
         """Whether a metrics event lies before the position that training goes on from."""
@@ -1203,6 +1218,17 @@ def check_same_data(source: Path, state: dict, data: Data) -> None:
         raise ValueError(f"{source} was trained on other data, or data prepared with other flags: its ids do not fit")
 
 
+def check_same_model(source: Path, saved: dict, own: dict) -> None:
+    """Weights of another model may have the same shapes: they would load, and score nonsense."""
+    if saved["model"] != own["model"]:
+        raise ValueError(f"{source} holds --arch-model={saved['model']}, this run has {own['model']}")
+    for there, here in ((saved["arguments"], own["arguments"]), (saved["tables"], own["tables"])):
+        for name in there.keys() & here.keys():  # a checkpoint of an older version may lack some
+            if json.dumps(there[name]) != json.dumps(here[name]):
+                what = "its tables differ" if name == "specs" else f"{name} is {there[name]} there, {here[name]} here"
+                raise ValueError(f"{source} does not fit this model: {what}; give the same flags")
+
+
 def unpack_trained(state: dict, data: Data) -> list[np.ndarray]:
     """Which ids the checkpoint's training has reached."""
     packed = zip(state["trained"], data.tables.values(), strict=True)
@@ -1214,6 +1240,7 @@ def load_model(trainer: Trainer, directory: str) -> None:
     source = find_checkpoint(directory, "best", "last")
     tensors, state = checkpoint.load_checkpoint(source)
     check_same_data(source, state, trainer.data)
+    check_same_model(source, state["model"], full_config(trainer.model))
     load_weights(trainer.model, tensors, source)
     trainer.trained = unpack_trained(state, trainer.data)
     saved = state["progress"]
@@ -1469,6 +1496,7 @@ def write_result(
         onnx=onnx,
         by_frequency=by_frequency,
     )
+    trainer.metrics_file.close()
 
 
 def main(arguments: list[str] | None = None) -> int:

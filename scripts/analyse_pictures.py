@@ -30,6 +30,8 @@ def draw_all(
     import matplotlib.pyplot as plt
 
     largest = [table.name for table in sorted(tables, key=lambda table: -table.rows)[:LARGEST]]
+    for old in ("spectra.png", "outside.png", "law.png", "trajectories.png"):
+        (folder / old).unlink(missing_ok=True)  # of an earlier call that had more to draw
     figures = {"spectra.png": ("Singular values of the collapsed tables", draw_spectra(plt, tables, largest))}
     if checks:
         figures["outside.png"] = ("Share of a step that reaches rows out of the batch", draw_shares(plt, tables))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
 from metrics_table import result_of
-from study import Method, Outcome, model_folder, parse, report, run_file, run_one
+from study import Method, Outcome, Study, is_done, parse, report
 
 RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("2", "8"))
 MLET = "--mlet-inner-dim=64"
@@ -37,17 +37,20 @@ def bits_of(method: Method) -> tuple[int, ...]:
     return (16,) if "--qr-flag" in method.flags or "--md-flag" in method.flags else (16, 8, 4)
 
 
-def quantized(every: str, outcomes: Sequence[Outcome], flags: argparse.Namespace) -> list[Outcome]:
+def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """The same models with their tables in fewer bits."""
     more = []
     for outcome in outcomes:
         for bits in bits_of(outcome.method):
             method, results = Method(f"{outcome.method.name}-{bits}bit", outcome.method.flags), {}
-            for seed in flags.seeds:
-                model = model_folder(run_file(flags.work, outcome.method, outcome.setting, seed)) / "last"
-                path = run_file(flags.work, method, outcome.setting, seed)
-                what = f"--load-model={model} --inference-only --quantize-emb-with-bit={bits} --numpy-rand-seed={seed}"
-                run_one(path, f"{every} {method.flags} {outcome.setting} {what}", threads=1)
+            for seed in study.seeds:
+                path = study.file_of(method, outcome.setting, seed)
+                model = study.model_of(outcome.method, outcome.setting, seed) / "last"
+                if not is_done(path) and not model.is_dir():  # somebody needed the space: train it again
+                    study.file_of(outcome.method, outcome.setting, seed).unlink()
+                    study.run(outcome.method, outcome.setting, seed)
+                what = f"--load-model={shlex.quote(str(model))} --inference-only --quantize-emb-with-bit={bits}"
+                study.run(method, outcome.setting, seed, what)
                 results[seed] = result_of(path)
             more.append(Outcome(method, outcome.setting, results))
     return more

@@ -33,11 +33,11 @@ SETTINGS = {
 
 def main() -> int:
     """Run the study on the command line's data set."""
-    if len(sys.argv) < 3 or sys.argv[1] not in SETTINGS:
+    name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETTINGS else ""
+    flags = parse(f"{__doc__}First {' or '.join(SETTINGS)}, then its folder.", "1 2 3", [m.name for m in METHODS])
+    if not name or not flags.data:
         print(f"error: first {' or '.join(SETTINGS)}, then its folder", file=sys.stderr)
         return 2
-    name = sys.argv.pop(1)
-    flags = parse(__doc__, "1 2 3", [method.name for method in METHODS])
     return report(f"{BASE} {SETTINGS[name]} --data-set={name} --raw-data-file={flags.data}", METHODS, flags)
 
 

@@ -2,8 +2,7 @@
 
 A method is a set of driver flags and a grid of settings. Every setting is run with every seed; the setting with the
 best mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a
-study goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, with as many threads
-each.
+study goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, sharing the cores.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORD = "study.json"  # in WORK: the flags that its runs were made with
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's best setting and, seed by seed, the results of its runs (the evaluation that validation chose)."""
+    """A method's best setting and, seed by seed, the results of its runs."""
 
     method: Method
     setting: str
     results: dict[int, dict]
 
     def values(self, metric: str, split: str = "test") -> list[float]:
-        """One value a seed."""
+        """One value a seed, at the evaluation that validation chose."""
         return [chosen(result)[split][metric] for result in self.results.values()]
-
-
-Derive = Callable[[str, Sequence[Outcome], argparse.Namespace], list[Outcome]]
 
 
 def chosen(result: dict) -> dict:
@@ -57,89 +56,115 @@ def chosen(result: dict) -> dict:
     return result["best"] or {"test": result["test"], "val": result["val"]}
 
 
-def run_file(work: Path, method: Method, setting: str, seed: int) -> Path:
-    """Where a run writes its metrics: the name says all of it."""
-    words = "".join(character if character.isalnum() or character in ".=-" else "_" for character in setting)
-    return work / f"{method.name}{words}-{seed}.jsonl"
+class Study:
+    """Runs of the driver in one folder.
+
+    Args:
+        base: flags of all runs, quoted as for a shell.
+        work: folder of the metrics files, the models and the prepared data.
+        seeds: values of --numpy-rand-seed.
+        jobs: processes at a time.
+        keep_models: save each run's model, see `model_of`.
+    """
+
+    def __init__(self, base: str, work: Path, seeds: Sequence[int], jobs: int = 1, keep_models: bool = False) -> None:
+        self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
+        self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
+        self._running: set[subprocess.Popen] = set()
+        self._stopping = False
+
+    def file_of(self, method: Method, setting: str, seed: int) -> Path:
+        """Where a run writes its metrics."""
+        words = "".join(character if character.isalnum() or character in ".=-" else "_" for character in setting)
+        return self.work / f"{method.name}{words}-{seed}.jsonl"
+
+    def model_of(self, method: Method, setting: str, seed: int) -> Path:
+        """Where a run saves its model."""
+        return self.file_of(method, setting, seed).with_suffix("")
+
+    def run(self, method: Method, setting: str, seed: int, more: str = "") -> None:
+        """One run, unless it is done. Raises RuntimeError with the driver's last line if it fails."""
+        path = self.file_of(method, setting, seed)
+        if is_done(path) or self._stopping:
+            return
+        flags = f"{self.base} {method.flags} {setting} --numpy-rand-seed={seed} {more}"
+        if self.keep_models and not more:
+            flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
+        self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
+        print(path.name, flush=True)
+
+    def drive(self, flags: str, what: str) -> None:
+        """The driver, once. Raises RuntimeError with its last line if it fails."""
+        command = [sys.executable, str(ROOT / "dlrm_mlet.py"), *shlex.split(flags)]
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            self._running.add(process)
+            _, said = process.communicate()
+            self._running.discard(process)
+        if process.returncode:
+            reason = (said.strip().splitlines() or ["no message"])[-1].removeprefix("dlrm_mlet.py: error: ")
+            raise RuntimeError(f"{what}: {reason}")
+
+    def prepare(self) -> None:
+        """Prepare the data once, before runs that would all wait for it."""
+        if not (self.work / "store").exists():
+            unused = shlex.quote(str(self.work / "unused"))
+            self.drive(f"{self.base} --prepare-only --metrics-file={unused}", "preparing the data")
+
+    def run_all(self, methods: Sequence[Method]) -> list[Outcome]:
+        """Run what is missing, and pick each method's setting. Raises RuntimeError if a run failed; the others stay."""
+        runs = [(method, setting, seed) for seed in self.seeds for method in methods for setting in method.grid]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            waiting = [pool.submit(self.run, *each) for each in runs]
+            try:
+                for future in waiting:
+                    future.result()
+            except BaseException:
+                self._stopping = True  # those that wait do nothing, those that run are ended
+                for process in list(self._running):
+                    process.terminate()
+                raise
+        return [self.outcome(method) for method in methods]
+
+    def outcome(self, method: Method) -> Outcome:
+        """The setting with the best mean validation AUC."""
+        found = []
+        for setting in method.grid:
+            results = {seed: result_of(self.file_of(method, setting, seed)) for seed in self.seeds}
+            found.append(Outcome(method, setting, results))
+        return max(found, key=lambda each: statistics.mean(each.values("auc", "val")))
+
+    def check_record(self, methods: Sequence[Method]) -> None:
+        """Note the flags of this study's runs. Raises ValueError where the folder has runs with others."""
+        path = self.work / RECORD
+        old = json.loads(path.read_text()) if path.exists() else {"base": self.base, "methods": {}}
+        new = {method.name: method.flags for method in methods}
+        if old["base"] != self.base or any(old["methods"].get(name, flags) != flags for name, flags in new.items()):
+            raise ValueError(f"{self.work} has runs with other flags or data ({old['base']}): name another --work")
+        path.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
 
 
 def is_done(path: Path) -> bool:
-    """Whether the file ends in a result."""
+    """Whether the file ends in a result; a torn one does not."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return bool(lines) and json.loads(lines[-1])["event"] == "result"
-
-
-def run_one(path: Path, flags: str, threads: int) -> None:
-    """One process of the driver. Raises RuntimeError with its last line if it fails."""
-    if is_done(path):
-        return
-    command = [sys.executable, str(ROOT / "dlrm_mlet.py"), *flags.split(), f"--metrics-file={path}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode or not is_done(path):
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        path.unlink(missing_ok=True)
-        raise RuntimeError(f"{path.name}: {reason}")
-    print(path.name, flush=True)
-
-
-def model_folder(path: Path) -> Path:
-    """Where the run of a metrics file saves its model, if the study keeps models."""
-    return path.with_suffix("")
-
-
-def run_study(
-    base: str, methods: Sequence[Method], seeds: Sequence[int], work: Path, jobs: int = 1, keep_models: bool = False
-) -> list[Outcome]:
-    """Run what is missing, and pick each method's setting.
-
-    Args:
-        base: flags of all runs; blanks separate them, none may hold one.
-        methods: what is compared; the first is the rival that differences are taken against.
-        seeds: values of --numpy-rand-seed.
-        work: folder of the metrics files and the prepared data.
-        jobs: processes at a time.
-        keep_models: save each run's model, see `model_folder`.
-
-    Raises:
-        RuntimeError: a run failed; those that are done stay.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    runs = [(method, setting, seed) for seed in seeds for method in methods for setting in method.grid]
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = []
-        for method, setting, seed in runs:
-            path = run_file(work, method, setting, seed)
-            flags = f"{base} {method.flags} {setting} --numpy-rand-seed={seed}"
-            flags += f" --save-model={model_folder(path)}" if keep_models else ""
-            waiting.append(pool.submit(run_one, path, flags, threads))
-        try:
-            for future in waiting:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [outcome(work, method, seeds) for method in methods]
-
-
-def outcome(work: Path, method: Method, seeds: Sequence[int]) -> Outcome:
-    """The setting with the best mean validation AUC."""
-    found = []
-    for setting in method.grid:
-        results = {seed: result_of(run_file(work, method, setting, seed)) for seed in seeds}
-        found.append(Outcome(method, setting, results))
-    return max(found, key=lambda each: statistics.mean(each.values("auc", "val")))
+    try:
+        return bool(lines) and json.loads(lines[-1])["event"] == "result"
+    except ValueError:
+        return False
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row a method, with its paired difference to the first."""
+    """Markdown: a row a method, with its paired difference to the first. ValueError where the data differs."""
     first = outcomes[0]
+    if len({result["data_sha256"] for each in outcomes for result in each.results.values()}) > 1:
+        raise ValueError("the runs were made on different data: the raw file has changed; name another --work")
     lines = [
         f"| method | setting | test AUC | logloss | AUC - {first.method.name} (95 %) | inference MB |",
         "|---|---|---|---|---|---|",
     ]
-    for each in sorted(outcomes, key=lambda each: each is not first):
+    for each in outcomes:
         size = next(iter(each.results.values()))["inference_bytes"] / 1e6
         cells = [each.method.name, f"`{each.setting}`" if each.setting else "-"]
         cells += [spread(each.values("auc")), spread(each.values("logloss")), difference(first, each), f"{size:.2f}"]
@@ -162,55 +187,76 @@ def difference(first: Outcome, other: Outcome) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A bad value is one line and exit code 2."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def seed_list(text: str) -> list[int]:
+    """Whole numbers with blanks between them, each once."""
+    try:
+        seeds = [int(word) for word in text.split()]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give different whole numbers with blanks between them")
+    return seeds
+
+
+def job_count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def parse(description: str, seeds: str, methods: Sequence[str]) -> argparse.Namespace:
     """The command line that studies share; what stands behind -- goes to all runs of the driver."""
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
     parser.add_argument("--work", type=Path, default=Path("study_output"), help="folder of runs and prepared data")
-    parser.add_argument("--seeds", default=seeds, help="blanks between them")
+    parser.add_argument("--seeds", type=seed_list, default=seed_list(seeds), help="blanks between them")
     parser.add_argument("--only", nargs="+", choices=methods, default=list(methods), metavar="METHOD")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=job_count, default=1, help="runs at a time")
     flags = parser.parse_args(sys.argv[1:split])
-    flags.seeds = [int(word) for word in flags.seeds.split()]
     caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
     flags.work = (caller / flags.work).resolve()
-    flags.data = str((caller / flags.data).resolve()) if flags.data else ""
-    flags.more = " ".join(sys.argv[split + 1 :])
+    flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
+    flags.more = shlex.join(sys.argv[split + 1 :])
     return flags
 
 
+Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
+
+
 def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
-    """Run a study and print its table, which is also written to WORK/table.md.
+    """Run a study and print its table, which is also written to WORK/table.md. Returns the exit code.
 
     Args:
-        base, methods: see `run_study`.
+        base: flags of all runs, before those behind --.
+        methods: what is compared; the first is the rival that differences are taken against.
         flags: see `parse`.
-        derive: (flags of all runs, outcomes, command line) -> further outcomes, made of the saved models.
+        derive: makes further outcomes of the saved models.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     methods = [method for method in methods if method.name in flags.only]
-    store = f"--processed-data-file={flags.work / 'store'}"
-    every = f"{base} {flags.more} {store}"
+    base = f"{base} {flags.more}".strip()
+    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
-        if not (flags.work / "store").exists():  # once, before runs that would all wait for it
-            run_driver(f"{every} --prepare-only --metrics-file={flags.work / 'unused'}")
-        outcomes = run_study(every, methods, flags.seeds, flags.work, flags.jobs, keep_models=derive is not None)
-        outcomes += derive(every, outcomes, flags) if derive else []
-    except RuntimeError as error:
+        study.check_record(methods)
+        study.prepare()
+        outcomes = study.run_all(methods)
+        outcomes += derive(study, outcomes) if derive else []
+        text = table(outcomes)
+    except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     first = next(iter(outcomes[0].results.values()))
-    head = f"{len(flags.seeds)} seeds, {first['test']['samples']} test rows, {base} {flags.more}".strip()
-    text = f"{head}\n\n{table(outcomes)}\n"
+    text = f"{len(flags.seeds)} seeds, {first['test']['samples']} test rows, {base}\n\n{text}\n"
     (flags.work / "table.md").write_text(text)
     print(text)
     return 0
-
-
-def run_driver(flags: str) -> None:
-    """Run the driver for its effect. Raises RuntimeError with its last line if it fails."""
-    command = [sys.executable, str(ROOT / "dlrm_mlet.py"), *flags.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])

@@ -110,3 +110,41 @@ def test_reports_need_a_metrics_file_and_a_store(driver):
     ):
         result = driver(f"--data-generation=random {flags}")
         assert result.code == 2 and message in result.err
+
+
+def test_weights_of_another_model_are_refused_though_their_shapes_fit(driver, small_tsv):
+    deep = "--learning-rate=0.1 --num-batches=2 --arch-model=deepfm"
+    train(driver, small_tsv, deep, "deepfm")
+    train(driver, small_tsv, "--learning-rate=0.1 --num-batches=2 --qr-flag --qr-operation=mult", "mult")
+    for flags, message in (
+        ("--load-model=deepfm --arch-model=wide-deep", "holds --arch-model=deepfm, this run has wide-deep"),
+        ("--load-model=mult --qr-flag --qr-operation=add", "its tables differ"),
+        ("--load-model=deepfm --arch-model=deepfm --loss-threshold=0.1", "loss_threshold is 0.0 there, 0.1 here"),
+    ):
+        result = driver(f"{BASE} {flags} --inference-only", "--raw-data-file", small_tsv)
+        assert result.code == 2 and message in result.err and result.err.count("\n") == 1, result.err
+    assert driver(f"{BASE} {deep} --load-model=deepfm --inference-only", "--raw-data-file", small_tsv).code == 0
+
+
+def test_a_run_that_stopped_early_is_not_gone_on_with(driver, small_tsv):
+    flags = "--learning-rate=0 --nepochs=9 --early-stop-patience=2"
+    train(driver, small_tsv, flags, "m")
+    result = driver(f"{BASE} {flags} --resume=m", "--raw-data-file", small_tsv)
+    assert result.code == 0 and "it had stopped early" in result.out and "Finished training" not in result.out
+    assert load_checkpoint(result.folder / "m" / "last")[1]["progress"]["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--spectra --metrics-file=x --inference-only --quantize-emb-with-bit=8", "--spectra needs tables of floats"),
+        ("--batch-norm --mini-batch-size=1", "--batch-norm needs batches"),
+        ("--early-stop-patience=1", "look at validation"),
+        ("--lr-plateau-factor=0.5", "look at validation"),
+        ("--mlet-cross-term=masked --mlet-inner-dim=8 --emb-l2=0.1", "--emb-l2 penalises W1"),
+        ("--arch-mlp-bot=8", "--arch-mlp-bot needs two widths"),
+    ],
+)
+def test_refuses_what_would_do_nothing_or_harm(driver, flags, message):
+    result = driver(f"--data-generation=random {flags}")
+    assert result.code == 2 and message in result.err and result.err.count("\n") == 1

@@ -1,0 +1,146 @@
+"""Studies: what is run, what is chosen, what is refused. The driver is replaced but in the last test."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import composition  # noqa: E402
+import controls  # noqa: E402
+import model_quality  # noqa: E402
+import study  # noqa: E402
+from study import Method, Study, report, table  # noqa: E402
+
+PLAIN, TUNED = Method("plain"), Method("tuned", "--mlet-inner-dim=64", ("--rate=1", "--rate=2"))
+
+
+def event(seed, auc, val, sha="d"):
+    test = {"auc": auc, "logloss": 0.5, "samples": 100}
+    return {
+        "event": "result", "seed": seed, "test": test, "val": {"auc": val}, "data_sha256": sha, "inference_bytes": 2e6,
+        "best": {"test": test, "val": {"auc": val}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def driven(monkeypatch):
+    """The flags of every run; each writes a result: rate 2 is best on validation, rate 1 on test."""
+    calls = []
+
+    def drive(self, flags, _what):
+        calls.append(flags)
+        if "--prepare-only" in flags:
+            return
+        path = Path(flags.split("--metrics-file=")[1])
+        seed = int(flags.split("--numpy-rand-seed=")[1].split()[0])
+        auc, val = (0.9, 0.6) if "--rate=1" in flags else (0.8, 0.7) if "--rate=2" in flags else (0.75, 0.65)
+        path.write_text(json.dumps({"event": "train"}) + "\n" + json.dumps(event(seed, auc + seed / 1000, val)) + "\n")
+
+    monkeypatch.setattr(Study, "drive", drive)
+    return calls
+
+
+def flags_of(monkeypatch, tmp_path, *words):
+    monkeypatch.setattr(sys, "argv", ["x", "data.txt", "--work", str(tmp_path / "out"), *words])
+    monkeypatch.setenv("CALLER", str(tmp_path))
+    return study.parse("", "1 2", ["plain", "tuned"])
+
+
+def test_the_setting_is_chosen_on_validation_and_differences_are_paired(driven, monkeypatch, tmp_path, capsys):
+    flags = flags_of(monkeypatch, tmp_path)
+    assert report("--base", [PLAIN, TUNED], flags) == 0
+    assert len(driven) == 1 + 2 * 3  # prepared once; three settings, two seeds
+    out = capsys.readouterr().out
+    assert "| tuned | `--rate=2` | 0.8015 ±0.0007 |" in out and "+0.0500 [+0.0500, +0.0500]" in out
+    assert (tmp_path / "out" / "table.md").read_text().strip() in out
+
+
+def test_a_restart_runs_what_is_missing_or_torn(driven, monkeypatch, tmp_path):
+    flags = flags_of(monkeypatch, tmp_path)
+    report("--base", [PLAIN, TUNED], flags)
+    (tmp_path / "out" / "store").mkdir()
+    torn = tmp_path / "out" / "plain-2.jsonl"
+    torn.write_text(torn.read_text()[:-9])
+    (tmp_path / "out" / "tuned--rate=1-1.jsonl").unlink()
+    driven.clear()
+    assert report("--base", [PLAIN, TUNED], flags) == 0
+    assert len(driven) == 2
+
+
+@pytest.mark.parametrize(
+    ("base", "method"), [("--other", PLAIN), ("--base", Method("plain", "--mlet-inner-dim=8"))], ids=["flags", "method"]
+)
+def test_a_folder_with_other_runs_is_refused(driven, monkeypatch, tmp_path, capsys, base, method):
+    flags = flags_of(monkeypatch, tmp_path)
+    report("--base", [PLAIN], flags)
+    driven.clear()
+    assert report(base, [method], flags) == 2
+    error = capsys.readouterr().err
+    assert "has runs with other flags or data" in error and error.count("\n") == 1 and not driven
+
+
+def test_runs_on_different_data_are_no_table():
+    results = [study.Outcome(PLAIN, "", {seed: event(seed, 0.7, 0.7, sha)}) for seed, sha in ((1, "a"), (2, "b"))]
+    with pytest.raises(ValueError, match="different data"):
+        table(results)
+
+
+def test_a_failing_run_ends_the_study_in_one_line(driven, monkeypatch, tmp_path, capsys):
+    good = Study.drive
+
+    def fail(self, flags, what):
+        if "--rate=2" in flags:
+            raise RuntimeError(f"{what}: no memory")
+        good(self, flags, what)
+
+    monkeypatch.setattr(Study, "drive", fail)
+    assert report("--base", [PLAIN, TUNED], flags_of(monkeypatch, tmp_path)) == 2
+    assert capsys.readouterr().err == "error: tuned--rate=2-1.jsonl: no memory\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--seeds", "a b"], "'a b'"), (["--seeds", ""], "''"), (["--seeds", "1 1"], "different whole numbers"),
+     (["--jobs", "0"], "at least 1"), (["--only", "foo"], "foo")],
+)  # fmt: skip
+def test_bad_arguments_are_one_line(monkeypatch, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        flags_of(monkeypatch, tmp_path, *words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_paths_with_blanks_and_flags_behind_the_dashes_reach_the_driver(monkeypatch, tmp_path):
+    flags = flags_of(monkeypatch, tmp_path / "a folder", "--", "--data-option", "a=b c")
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: (_ for _ in ()).throw(RuntimeError(repr(command))))
+    with pytest.raises(RuntimeError, match=r"a folder/data.txt', '--data-option', 'a=b c', .*'--prepare-only'"):
+        Study(f"--raw-data-file={flags.data} {flags.more}", flags.work, [1]).prepare()
+
+
+def test_every_method_of_the_studies_is_a_command_line_of_the_driver():
+    import dlrm_mlet
+
+    for module in (controls, composition, model_quality):
+        for method in module.METHODS:
+            for setting in method.grid:
+                flags = f"{module.BASE} {method.flags} {setting} --metrics-file=x --data-set=criteo-synthetic"
+                dlrm_mlet.parse_flags(flags.split())
+        assert len({method.name for method in module.METHODS}) == len(module.METHODS)
+
+
+@pytest.mark.slow
+def test_composition_from_raw_rows_to_the_table(small_tsv, tmp_path):
+    script, work = str(ROOT / "scripts/composition.sh"), str(tmp_path / "w")
+    command = ["bash", script, small_tsv.name, "--only", "d4-mlet", "--seeds", "1", "--work", work]
+    done = subprocess.run(command, cwd=small_tsv.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in (tmp_path / "w" / "table.md").read_text().splitlines() if line.startswith("| d4")]
+    assert [row.split(" | ")[0][2:] for row in rows] == ["d4-mlet", "d4-mlet-16bit", "d4-mlet-8bit", "d4-mlet-4bit"]
+    aucs = [float(row.split(" | ")[2]) for row in rows]
+    assert max(aucs) - min(aucs) < 0.1 and statistics.mean(aucs) > 0.4
