@@ -411,10 +411,9 @@ def check_architecture(flags: argparse.Namespace) -> None:
 
 def check_model_options(flags: argparse.Namespace) -> None:
     """Options that the model does not have are refused, never ignored."""
-    given = parse_options(flags.arch_model, flags.arch_option)
-    own = {"interaction": flags.arch_interaction_op, "itself": flags.arch_interaction_itself}
+    given, by_flag = parse_options(flags.arch_model, flags.arch_option), interaction_arguments(flags)
     for option, (flag, default) in DLRM_FLAGS.items():
-        if own[option] != default and (flags.arch_model != "dlrm" or option in given):
+        if by_flag[option] != default and (flags.arch_model != "dlrm" or option in given):
             raise ValueError(f"{flag} is for --arch-model=dlrm, and is given once: leave it out")
     width = model_width(flags)
     with torch.device("meta"):  # what the model's constructor would refuse only after the data is prepared
@@ -422,10 +421,15 @@ def check_model_options(flags: argparse.Namespace) -> None:
         build_model(flags.arch_model, tables, bottom=[1, width], top=flags.arch_mlp_top, **model_arguments(flags))
 
 
+def interaction_arguments(flags: argparse.Namespace) -> dict:
+    """Arguments of dlrm that have flags of their own."""
+    return {"interaction": flags.arch_interaction_op, "itself": flags.arch_interaction_itself}
+
+
 def model_arguments(flags: argparse.Namespace) -> dict:
     """The model's own plain arguments."""
-    own = {"interaction": flags.arch_interaction_op, "itself": flags.arch_interaction_itself}
-    return (own if flags.arch_model == "dlrm" else {}) | parse_options(flags.arch_model, flags.arch_option)
+    by_flag = interaction_arguments(flags) if flags.arch_model == "dlrm" else {}
+    return by_flag | parse_options(flags.arch_model, flags.arch_option)
 
 
 def check_bottom(flags: argparse.Namespace, dense: int) -> None:
