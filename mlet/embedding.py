@@ -163,7 +163,7 @@ def projection_std(init: str, inner_dim: int, dim: int) -> float:
         std = math.nan
     if not init.startswith("normal-") or not 0 < std < math.inf:
         raise ValueError(
-            f"initial W2 {init!r} (--mlet-init): choose normal, normal-<std> with a positive number, scaled, xavier or "
+            f"initial W2, --mlet-init={init!r}: choose normal, normal-<std> with a positive number, scaled, xavier or "
             "orthogonal"
         )
     return std

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,13 @@ def real_data():
         return path
 
     return find
+
+
+@pytest.fixture
+def shell_environment():
+    """For scripts/*.sh: the Python that runs the tests, so that they set up none of their own."""
+    folder = Path(sys.executable).parent
+    return os.environ | {"VIRTUAL_ENV": str(folder.parent), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture

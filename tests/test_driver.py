@@ -354,7 +354,7 @@ def test_checkpoints_that_do_not_fit_are_named(driver, data):
         ("--load-model=old.pt", "old.pt"),
         ("--load-model=nowhere", "nowhere"),
         ("--load-model=run --mlet-inner-dim=8", "does not fit this model"),
-        ("--load-model=run --arch-mlp-top=20-1", "top.0.weight is (16, "),
+        ("--load-model=run --arch-mlp-top=20-1", "top is [16, 1] there, [20, 1] here"),
     ):
         refused = driver(f"{data} {flags} --inference-only")
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") == 1, refused.err
@@ -397,7 +397,7 @@ BAD_FLAGS = {
     "--mlet-inner-dim=-1": "-1 is below 0",
     "--weighted-pooling=learned --qr-flag": "leave out --qr-flag",
     "--quantize-emb-with-bit=8": "need --inference-only",
-    "--quantize-emb-with-bit=16 --inference-only": "invalid choice: 16",
+    "--quantize-emb-with-bit=12 --inference-only": "invalid choice: 12",
     "--qr-flag --md-flag": "cannot share a table",
     "--lr-num-warmup-steps=10 --lr-decay-start-step=5 --lr-num-decay-steps=3": "decay",
     "--arch-sparse-feature-size=6": "the tables' vectors are 6 wide",

@@ -1,7 +1,6 @@
 """scripts/analyse.py from end to end on small runs."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -206,12 +205,12 @@ def test_a_run_that_diverged_is_named(driver, capsys):
     assert "table T0: the table is not finite" in error_of(capsys, "bad")
 
 
-def test_the_shell_script_keeps_the_callers_folder(driver):
+def test_the_shell_script_keeps_the_callers_folder(driver, shell_environment):
     run = driver(f"{RANDOM} --mlet-inner-dim=8")
     Path("without").mkdir()
     Path("without/matplotlib.py").write_text("raise ImportError")
     command = ["bash", str(SCRIPTS / "analyse.sh"), "run", "--batches=1"]
-    environment = os.environ | {"PYTHONPATH": str(run.folder / "without")}
+    environment = shell_environment | {"PYTHONPATH": str(run.folder / "without")}
     done = subprocess.run(command, cwd=run.folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert not done.stderr and (run.folder / "run" / "analysis" / "report.md").is_file()

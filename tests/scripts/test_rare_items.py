@@ -136,12 +136,13 @@ def test_one_seed_has_no_interval(runs, capsys):
     assert code == 2 and "at least two" in err
 
 
-def test_the_command(runs, tmp_path):
+def test_the_command(runs, tmp_path, shell_environment):
     """From another folder, with relative names."""
     names = [[path.name for path in files] for files in runs]
     command = ["bash", SCRIPTS / "rare_items.sh", *names[0], "--against", *names[1], "--csv", "rare.csv"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "env": shell_environment}
+    done = subprocess.run(command, **options)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("3 seeds")
     assert (tmp_path / "rare.csv").exists()
-    done = subprocess.run([*command[:-2], "--csv", "no/rare.csv"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command[:-2], "--csv", "no/rare.csv"], **options)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

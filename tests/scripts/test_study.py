@@ -135,10 +135,11 @@ def test_every_method_of_the_studies_is_a_command_line_of_the_driver():
 
 
 @pytest.mark.slow
-def test_composition_from_raw_rows_to_the_table(small_tsv, tmp_path):
+def test_composition_from_raw_rows_to_the_table(small_tsv, tmp_path, shell_environment):
     script, work = str(ROOT / "scripts/composition.sh"), str(tmp_path / "w")
     command = ["bash", script, small_tsv.name, "--only", "d4-mlet", "--seeds", "1", "--work", work]
-    done = subprocess.run(command, cwd=small_tsv.parent, capture_output=True, text=True, check=False)
+    options = {"cwd": small_tsv.parent, "capture_output": True, "text": True, "env": shell_environment}
+    done = subprocess.run(command, **options, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line for line in (tmp_path / "w" / "table.md").read_text().splitlines() if line.startswith("| d4")]
     assert [row.split(" | ")[0][2:] for row in rows] == ["d4-mlet", "d4-mlet-16bit", "d4-mlet-8bit", "d4-mlet-4bit"]
