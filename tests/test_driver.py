@@ -490,6 +490,7 @@ def test_a_nan_in_the_weights_stops_before_the_update(driver, data, monkeypatch)
 @pytest.mark.parametrize("missing", ["m.onnx", "m.onnx.vocabulary"])
 def test_predict_names_what_is_missing(driver, data, small_tsv, missing):
     run = driver(f"{data} --save-onnx=m.onnx")
+    assert run.code == 0, run.err
     (run.folder / missing).rename(run.folder / "elsewhere")
     refused = driver(f"--predict={small_tsv} --load-onnx=m.onnx --predictions=out")
     assert refused.code == 2 and missing in refused.err and refused.err.count("\n") == 1
