@@ -964,7 +964,7 @@ class Trainer:
         """Lower the rates, or stop, where validation is not better than ever."""
         flags, progress = self.flags, self.progress
         progress.evaluations_since_best = 0 if is_best else progress.evaluations_since_best + 1
-        if is_best or "val" not in progress.last_metrics:
+        if is_best:
             return
         if flags.lr_plateau_factor != 1:
             scale_rates(self.optimizer, self.schedule, flags.lr_plateau_factor)

@@ -6,6 +6,7 @@ Legend: n rows, K inner dimension, D embedding dimension, B bags, L lookups.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -115,19 +116,19 @@ def check_pooling(mode: str) -> None:
 
 def fill_uniform(rows: Tensor, bound: float, generator: np.random.Generator, chunk: int = 1 << 22) -> None:
     """Fill [n, K] float32 with U(-bound, bound) in place, in chunks of about `chunk` numbers."""
-    step = max(1, chunk // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        draws = generator.random(tuple(part.shape), dtype=np.float32)
-        part.copy_(torch.from_numpy((draws * 2 - 1) * np.float32(bound)))
+    _fill(rows, lambda size: (generator.random(size, dtype=np.float32) * 2 - 1) * np.float32(bound), chunk)
 
 
 def fill_normal(rows: Tensor, std: float, generator: np.random.Generator, chunk: int = 1 << 22) -> None:
     """The same with N(0, std^2)."""
+    _fill(rows, lambda size: generator.standard_normal(size, dtype=np.float32) * np.float32(std), chunk)
+
+
+def _fill(rows: Tensor, draw: Callable[[tuple[int, ...]], np.ndarray], chunk: int) -> None:
     step = max(1, chunk // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
-        part.copy_(torch.from_numpy(generator.standard_normal(tuple(part.shape), dtype=np.float32) * np.float32(std)))
+        part.copy_(torch.from_numpy(draw(tuple(part.shape))))
 
 
 def initial_projection(inner_dim: int, dim: int, init: str, generator: np.random.Generator) -> np.ndarray:

@@ -34,7 +34,7 @@ def collapse_tables(tables: EmbeddingTables) -> EmbeddingTables:
     Raises:
         ValueError: a collapsed row is not finite, naming the table.
     """
-    if not tables.weighted and not any(spec.inner_dim for spec in tables.specs) and tables.storage == torch.float32:
+    if tables.is_collapsed:
         return tables
     single = EmbeddingTables(
         [replace(spec, inner_dim=0) for spec in tables.specs],

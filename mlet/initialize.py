@@ -10,7 +10,7 @@ Legend: n counted rows, K inner dimension, d stored width, D width that the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -114,25 +114,28 @@ def _draw(
 @torch.no_grad()
 def initialize_mlp(layers: nn.Module, rng: np.random.RandomState) -> None:
     """Linear layers in order, DLRM's values: W ~ N(0, 2 / (in + out)), b ~ N(0, 1 / out)."""
-    for layer in layers.modules():
-        if isinstance(layer, nn.Linear):
-            out, inputs = layer.weight.shape
-            weight = rng.normal(0.0, np.sqrt(2 / (out + inputs)), size=(out, inputs))
-            bias = rng.normal(0.0, np.sqrt(1 / out), size=out)
-            layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
-            layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
+    for layer in _drawn_linear_layers([layers], rng):
+        out = len(layer.bias)
+        bias = rng.normal(0.0, np.sqrt(1 / out), size=out)
+        layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))
 
 
 @torch.no_grad()
 def initialize_layers(modules: Iterable[nn.Module], rng: np.random.RandomState) -> None:
     """Linear layers in order: W ~ N(0, 2 / (in + out)) (Glorot and Bengio 2010), b = 0."""
+    for layer in _drawn_linear_layers(modules, rng):
+        if layer.bias is not None:
+            layer.bias.zero_()
+
+
+def _drawn_linear_layers(modules: Iterable[nn.Module], rng: np.random.RandomState) -> Iterator[nn.Linear]:
+    """Each linear layer in turn, its weight just drawn; the caller sets its bias before the next one is drawn."""
     for layer in (layer for module in modules for layer in module.modules()):
         if isinstance(layer, nn.Linear):
             out, inputs = layer.weight.shape
             weight = rng.normal(0.0, np.sqrt(2 / (out + inputs)), size=(out, inputs))
-            layer.weight.copy_(torch.from_numpy(weight.astype(np.float32)))
-            if layer.bias is not None:
-                layer.bias.zero_()
+            layer.weight.data.copy_(torch.from_numpy(weight.astype(np.float32)))
+            yield layer
 
 
 @torch.no_grad()

@@ -301,14 +301,8 @@ def _inference_bytes(group: RowGroup) -> int:
 
 def _collapsing_groups(model: nn.Module) -> list[RowGroup]:
     """Groups that collapsing copies: all of a set of tables once one of them is not served as it is trained."""
-    every = [row_groups(module) for module in model.modules() if isinstance(module, EmbeddingTables)]
-    return [group for groups in every if any(map(_changes, groups)) for group in groups]
-
-
-def _changes(group: RowGroup) -> bool:
-    """Whether the group is served in another form than it is trained in."""
-    factors = group.inner_projection is not None or group.pooling_weight is not None
-    return factors or group.weight.dtype != torch.float32
+    every = (module for module in model.modules() if isinstance(module, EmbeddingTables))
+    return [group for tables in every if not tables.is_collapsed for group in row_groups(tables)]
 
 
 def _mean_scratch(model: nn.Module) -> int:

@@ -271,6 +271,11 @@ class EmbeddingTables(nn.Module):
         """D."""
         return self.specs[0].dim
 
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether the tables are served as they are stored: single-layer, float32, no pooling weights."""
+        return not self.weighted and self.storage == torch.float32 and not any(spec.inner_dim for spec in self.specs)
+
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Vectors [B, T, D] of one-hot ids [B, T] or of bags."""
         if offsets is not None:

@@ -19,9 +19,11 @@ def add_row_penalty(parameters: Iterable[torch.Tensor], weight: float) -> None:
         parameters: [N, D] with sparse gradients; others, and those without a gradient, are left as they are.
         weight: of the penalty; 0 changes nothing.
     """
+    if not weight:
+        return
     for parameter in parameters:
         grad = parameter.grad
-        if not weight or grad is None or not grad.is_sparse:
+        if grad is None or not grad.is_sparse:
             continue
         grad = grad.coalesce()
         values = grad.values()

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from metrics_table import result_of
-from study import Method, Outcome, Study, is_done, parse, report
+from study import AUTHORS_BASE as BASE
+from study import Method, Outcome, Study, criteo_flags, is_done, parse, report
 
 RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("2", "8"))
 MLET = "--mlet-inner-dim=64"
@@ -25,10 +26,6 @@ METHODS = tuple(
     Method(name + suffix, f"{flags} {mlet}", RATES)
     for name, flags in TRICKS.items()
     for suffix, mlet in (("", ""), ("-mlet", MLET))
-)
-BASE = (
-    "--data-generation=dataset --arch-sparse-feature-size=8 --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 "
-    "--loss-function=bce --learning-rate=0.2 --mini-batch-size=128 --test-mini-batch-size=4096 --print-freq=1000000"
 )
 
 
@@ -59,8 +56,7 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3", [method.name for method in METHODS])
-    data = f"--data-set=kaggle --raw-data-file={flags.data}" if flags.data else "--data-set=criteo-synthetic"
-    return report(f"{BASE} {data}", METHODS, flags, derive=quantized)
+    return report(f"{BASE} {criteo_flags(flags.data)}", METHODS, flags, derive=quantized)
 
 
 if __name__ == "__main__":

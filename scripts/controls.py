@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from study import Method, parse, report
+from study import AUTHORS_BASE as BASE
+from study import Method, criteo_flags, parse, report
 
 INNER_DIM = 64
 SCALE = 2  # sqrt(INNER_DIM) * 0.25: how much wider MLET's product starts than a single layer
@@ -30,18 +31,12 @@ METHODS = (
     Method("fixed-w2", f"{MLET} --mlet-w2-rate-multiplier=0"),
     Method("masked", f"{MLET} --mlet-cross-term=masked"),
 )
-# the authors' model and rate; flags behind -- come later and win
-BASE = (
-    "--data-generation=dataset --arch-sparse-feature-size=8 --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 "
-    "--loss-function=bce --learning-rate=0.2 --mini-batch-size=128 --test-mini-batch-size=4096 --print-freq=1000000"
-)
 
 
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3 4 5", [method.name for method in METHODS])
-    data = f"--data-set=kaggle --raw-data-file={flags.data}" if flags.data else "--data-set=criteo-synthetic"
-    return report(f"{BASE} {data}", METHODS, flags)
+    return report(f"{BASE} {criteo_flags(flags.data)}", METHODS, flags)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ from paired_difference import interval  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "study.json"  # in WORK: the flags that its runs were made with
+# the MLET authors' model and rate on rows in the Criteo format; flags behind -- come later and win
+AUTHORS_BASE = (
+    "--data-generation=dataset --arch-sparse-feature-size=8 --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 "
+    "--loss-function=bce --learning-rate=0.2 --mini-batch-size=128 --test-mini-batch-size=4096 --print-freq=1000000"
+)
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,11 @@ def parse(description: str, seeds: str, methods: Sequence[str]) -> argparse.Name
     flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
     flags.more = shlex.join(sys.argv[split + 1 :])
     return flags
+
+
+def criteo_flags(data: str) -> str:
+    """Flags for a raw file in the Criteo format, already quoted, or for the built-in planted data."""
+    return f"--data-set=kaggle --raw-data-file={data}" if data else "--data-set=criteo-synthetic"
 
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]

@@ -150,17 +150,25 @@ def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tm
 
 
 def test_two_processes_preparing_one_store_do_it_once(small_tsv, tmp_path):
-    slow = "import time, datastore.collect as c; w = c.write_part; c.write_part = lambda *a: (time.sleep(0.05), w(*a))"
-    both = [
-        subprocess.Popen(
-            prepare_command(small_tsv, code=slow), cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert (
-        sum("Preparing data:" in out for out in outputs) == 1 and sum("waiting for it" in out for out in outputs) == 1
+    held = (  # the first is in the middle of it until the second has met its lock
+        "import os, time, datastore.collect as c; w = c.write_part\n"
+        "def held(*a):\n    while not os.path.exists('go'): time.sleep(0.01)\n    w(*a)\n"
+        "c.write_part = held"
     )
+
+    def start(code: str) -> subprocess.Popen:
+        command = prepare_command(small_tsv, code=code)
+        return subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+
+    first = start(held)
+    try:
+        assert any("Preparing data:" in line for line in first.stdout)
+        second = start("")
+        assert any("waiting for it" in line for line in second.stdout)
+    finally:
+        (tmp_path / "go").touch()
+    outputs = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0]
+    assert not any("Preparing data:" in out for out in outputs)
     assert len(Store(tmp_path / "store")) == 2100
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".dlrm_store", "store"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".dlrm_store", "go", "store"]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_factorize import assert_same_state, state
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -18,16 +19,6 @@ class Tables(nn.Module):
         self.words = nn.EmbeddingBag(40, 5)
         self.days = nn.Embedding(7, 6)
         self.top = nn.Linear(17, 1)
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_state(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
 
 
 def hooked(table):
