@@ -27,7 +27,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -42,8 +42,11 @@ from torch import nn
 from tqdm import tqdm
 
 import data_utils
+import hashing
 import mlet
 from datastore.schema import FITS, ID_ORDERS
+from hashing.cce import recluster
+from hashing.report import collision_report
 from mlet import checkpoint, export, memory, quantize
 from mlet.analysis import spectra
 from mlet.by_frequency import counts_of_rows, frequency_report
@@ -54,9 +57,9 @@ from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
-from mlet.models import build_model, model_names, model_options, option_text, parse_options
+from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
-from mlet.table_spec import QR_OPERATIONS, plan_tables
+from mlet.table_spec import QR_OPERATIONS, RowMap, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
@@ -84,7 +87,8 @@ DROPPED_FLAGS = {
 FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precision test_freq test_mini_batch_size
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
-    raw_data_file memory_map use_gpu prepare_only spectra frequency_report early_stop_patience""".split()
+    raw_data_file memory_map use_gpu prepare_only spectra frequency_report early_stop_patience hash_map_file
+    hash_embeddings hash_learn_only hash_report""".split()
 
 
 # arguments of dlrm that have flags of their own, as in the reference: (flag, default)
@@ -112,7 +116,16 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    for add_group in (add_model_flags, add_mlet_flags, add_data_flags, add_training_flags, add_run_flags, add_io_flags):
+    groups = (
+        add_model_flags,
+        add_mlet_flags,
+        add_hash_flags,
+        add_data_flags,
+        add_training_flags,
+        add_run_flags,
+        add_io_flags,
+    )
+    for add_group in groups:
         add_group(parser)
     for flag in DROPPED_FLAGS:
         parser.add_argument(flag, nargs="?", action=Dropped, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -167,6 +180,31 @@ def add_mlet_flags(parser: argparse.ArgumentParser) -> None:
     add("--spectra", **boolean(), help="write the tables' singular values to --metrics-file at each evaluation")
 
 
+def add_hash_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("fewer rows than ids (learned maps: arXiv 2203.15837)").add_argument
+    add("--hash-method", choices=("none", *hashing.method_names()), default="none", help="how ids come to share rows")
+    add("--hash-compression", type=number(1), default=10.0, metavar="C", help="a table of n ids gets n/C rows")
+    add("--hash-min-rows", type=at_least(0), default=200, metavar="N", help="tables of more ids than this")
+    add("--hash-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
+        help=f"an option of the method, may be repeated: {hash_options_help()}")  # fmt: skip
+    add(
+        "--hash-map-file",
+        default="",
+        metavar="FILE",
+        help="maps are written there; if it exists, they are read instead",
+    )
+    add("--hash-history", type=number(0, 1), default=None, metavar="SHARE",
+        help="first share of the training rows: maps are learned from it, and the model is trained on the rest; "
+        "default 0.5 for maps that need an embedding, which carries labels; else 0: counts of all")  # fmt: skip
+    add("--hash-dim", type=at_least(1), default=4, metavar="D", help="width of the model that learns the embedding")
+    add("--hash-embeddings", default="", metavar="DIR",
+        help="take the embedding from this checkpoint, trained with its own --train-share, instead")  # fmt: skip
+    add("--hash-overlap", choices=("refuse", "allow"), default="refuse",
+        help="allow: train on rows whose labels the map has learned, too (it ruins the model; a control)")  # fmt: skip
+    add("--hash-learn-only", **boolean(), help="write --hash-map-file and stop")
+    add("--hash-report", **boolean(), help="print ids, rows, collisions and bytes of each table")
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--data-generation", choices=("random", "dataset"), default="random", help="random batches, or a data set")
@@ -175,6 +213,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="raw data: file, folder or prefix, as the data set has it (criteo-synthetic: none)")  # fmt: skip
     add("--processed-data-file", default="", metavar="DIR", help="prepared store; default: .dlrm_store/<key>")
     add("--data-randomize", choices=("total", "day", "none"), default="total", help="shuffle the training rows")
+    add("--train-share", type=share_range, default=None, metavar="FROM-TO",
+        help="train on a part of the training rows in file order, such as 0.5-1; default: all, less --hash-history"
+    )  # fmt: skip
     add("--max-ind-range", type=int, default=-1, help="raw ids modulo this; -1: off")
     add("--data-sub-sample-rate", type=number(0, 1), default=0.0, help="share of negatives dropped while preparing")
     add("--data-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
@@ -278,6 +319,15 @@ def options_help() -> str:
     return "; ".join(texts)
 
 
+def hash_options_help() -> str:
+    """Every hash method's own options with their defaults."""
+    texts = []
+    for name in hashing.method_names():
+        options = [f"{option}={default}" for option, default in hashing.method_options(name).items()]
+        texts += [f"{name}: {', '.join(options)}"] if options else []
+    return "; ".join(texts)
+
+
 def boolean() -> dict:
     """`--flag`, `--flag=True` and `--flag=False` (the reference's type=bool took every word for true)."""
     return {"type": parse_boolean, "nargs": "?", "const": True, "default": False, "metavar": "True|False"}
@@ -327,6 +377,14 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
     return parse
 
 
+def share_range(text: str) -> list[float]:
+    """0.5-1 -> [0.5, 1.0], ascending within 0 to 1."""
+    bounds = [number(0, 1)(word) for word in text.split("-")]
+    if len(bounds) != 2 or bounds[0] >= bounds[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form FROM-TO, such as 0.5-1")
+    return bounds
+
+
 def dashed_ints(text: str) -> list[int]:
     """13-512-16 -> [13, 512, 16], each at least 1."""
     return [at_least(1)(word) for word in text.split("-")]
@@ -348,12 +406,14 @@ def check_flags(flags: argparse.Namespace) -> None:
         )
     check_architecture(flags)
     check_model_options(flags)
+    check_hashing(flags)
     if flags.weighted_pooling == "learned" and flags.emb_precision != "fp32":
         raise ValueError("--weighted-pooling=learned works on tables in fp32 only: leave out --emb-precision")
-    if flags.weighted_pooling and (flags.qr_flag or flags.md_flag):
-        raise ValueError("--weighted-pooling works on plain tables only: leave out --qr-flag and --md-flag")
-    if flags.quantize_emb_with_bit in (4, 8) and (flags.qr_flag or flags.md_flag or flags.use_gpu):
-        raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables on the CPU")
+    if flags.weighted_pooling and (flags.qr_flag or flags.md_flag or flags.hash_method != "none"):
+        raise ValueError("--weighted-pooling works on plain tables: leave out --qr-flag, --md-flag and --hash-method")
+    two_rows = flags.hash_method in ("double", "frequency-double", "quotient-remainder", "cce")
+    if flags.quantize_emb_with_bit in (4, 8) and (flags.qr_flag or flags.md_flag or two_rows or flags.use_gpu):
+        raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables (one row an id), on the CPU")
     if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
         raise ValueError("--quantize-emb-with-bit and --quantize-mlp-with-bit need --inference-only")
     if flags.save_onnx and flags.quantize_mlp_with_bit != 32:
@@ -396,6 +456,8 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(
                 "--emb-l2 penalises W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
             )
+    if flags.train_share and flags.data_generation == "random":
+        raise ValueError("--train-share needs --data-generation=dataset")
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
     if "," in flags.tasks:
         raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
@@ -407,6 +469,43 @@ def check_architecture(flags: argparse.Namespace) -> None:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_hashing(flags: argparse.Namespace) -> None:
+    """Combinations around --hash-method that cannot work."""
+    method = flags.hash_method
+    if method == "none":
+        for name in ("hash_map_file", "hash_embeddings", "hash_option", "hash_learn_only", "hash_history"):
+            if getattr(flags, name) not in ("", [], False, None):
+                raise ValueError(f"--{name.replace('_', '-')} needs --hash-method")
+        return
+    hashing.parse_options(method, flags.hash_option)
+    needs = hashing.method_needs(method)
+    if flags.data_generation == "random":
+        raise ValueError(f"--hash-method={method} needs --data-generation=dataset: random ids have no history")
+    if flags.qr_flag or flags.mlet_cross_term == "masked":
+        raise ValueError("--hash-method works without --qr-flag and --mlet-cross-term=masked: leave them out")
+    if method == "cce" and (flags.md_flag or flags.emb_precision != "fp32"):
+        raise ValueError("--hash-method=cce moves rows between epochs: leave out --md-flag and --emb-precision")
+    if flags.hash_learn_only and not flags.hash_map_file:
+        raise ValueError("--hash-learn-only writes --hash-map-file: name one")
+    if flags.hash_embeddings and ("vectors" not in needs or flags.hash_history is not None):
+        raise ValueError(
+            "--hash-embeddings brings embedding and history: it is for methods that need one, without --hash-history"
+        )
+    if "vectors" in needs and history_share(flags) == 0 and not flags.hash_embeddings:
+        raise ValueError(
+            f"--hash-method={method} with --hash-history=0 has no rows to learn from: give a share of the training rows"
+        )
+    if history_share(flags) == 1 and flags.hash_overlap == "refuse" and not flags.hash_learn_only:
+        raise ValueError("--hash-history=1 leaves no rows to train on: give a smaller share, or --hash-overlap=allow")
+
+
+def history_share(flags: argparse.Namespace) -> float:
+    """First share of the training rows that maps are learned from; 0: labels play no part, all rows are counted."""
+    if flags.hash_history is not None:
+        return flags.hash_history
+    return 0.5 if "vectors" in hashing.method_needs(flags.hash_method) else 0.0
 
 
 def check_model_options(flags: argparse.Namespace) -> None:
@@ -490,6 +589,7 @@ class Data:
     train_rows: np.ndarray | range | None = None  # store rows in training order
     checksum: str | None = None
     key: str | None = None  # of the store
+    maps: dict[str, hashing.IdMap] = field(default_factory=dict)  # of the tables that have fewer rows than ids
 
 
 def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
@@ -497,31 +597,47 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
     if flags.data_generation == "random":
         return open_random_data(flags)
     store = open_store(flags)
-    rows = store.training_order(flags.data_randomize, rng)
     test_workers = flags.num_workers if flags.test_num_workers < 0 else flags.test_num_workers
-
-    def train_batches(start: int) -> Iterator[Batch]:
-        batches = store.batches(rows, flags.mini_batch_size, start)
-        return prefetch(batches) if flags.num_workers else batches
 
     def eval_batches(split: str) -> Iterator[Batch]:
         batches = store.batches(store.rows_of(split), test_batch_size(flags))
         return prefetch(batches) if test_workers else batches
 
-    return Data(
+    data = Data(
         dense=len(store.schema["dense"]),
         tables=store.tables,
         multi_hot=store.multi_hot,
         lookups=store.lookups,
-        train_samples=len(rows),
+        train_samples=0,
         splits=("val", "test"),
-        train_batches=train_batches,
+        train_batches=lambda _start: iter(()),
         eval_batches=eval_batches,
         store=store,
-        train_rows=rows,
         checksum=store.schema["source"]["sha256"],
         key=store.schema["key"],
     )
+    return with_training_rows(flags, data, store.training_order(flags.data_randomize, rng))
+
+
+def with_training_rows(flags: argparse.Namespace, data: Data, rows: np.ndarray | range) -> Data:
+    """The same data, trained on these rows of the store, in this order."""
+
+    def train_batches(start: int) -> Iterator[Batch]:
+        batches = data.store.batches(rows, flags.mini_batch_size, start)
+        return prefetch(batches) if flags.num_workers else batches
+
+    return replace(data, train_rows=rows, train_samples=len(rows), train_batches=train_batches)
+
+
+def part_of(data: Data, share: Sequence[float]) -> np.ndarray:
+    """The training rows of a part FROM-TO of the training part in file order, in training order."""
+    first, stop = data.store.split.train_days[0][0], data.store.split.train_days[-1][1]
+    low, high = (first + round(bound * (stop - first)) for bound in share)
+    rows = np.asarray(data.train_rows)
+    rows = rows[(rows >= low) & (rows < high)]
+    if not len(rows):
+        raise ValueError(f"no training rows in the share {share[0]:g}-{share[1]:g} of {stop - first} rows")
+    return rows
 
 
 def open_store(flags: argparse.Namespace) -> data_utils.Store:
@@ -589,7 +705,197 @@ def open_random_data(flags: argparse.Namespace) -> Data:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- 3. model
+# -------------------------------------------------------------------------------- 3. fewer rows than ids, which rows
+
+
+def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[Data, dict | None]:
+    """The data with its tables' row maps, less the rows that those were learned from; and what --hash-report says."""
+    if flags.hash_method == "none":
+        return choose_rows(flags, data, {"history": None, "labels": False}), None
+    path = flags.hash_map_file
+    if path and Path(path).exists():
+        maps, about = hashing.load_maps(path)
+        check_maps(flags, data, maps, about)
+        print(f"Hash maps: {path}, {len(maps)} tables")
+    else:
+        maps, about = learn_maps(flags, data, device)
+        if path:
+            with atomic_file(path) as file:
+                hashing.save_maps(file, maps, about)
+            print(f"Hash maps: written to {path}")
+    report = report_maps(flags, data, maps) if flags.hash_report else None
+    data = replace(data, maps=maps)
+    return (data if flags.hash_learn_only else choose_rows(flags, data, about)), report
+
+
+def choose_rows(flags: argparse.Namespace, data: Data, about: dict) -> Data:
+    """Leave out of training what the maps were learned from; --train-share decides where it is given."""
+    share, history = flags.train_share, about["history"]
+    if data.store is None:
+        return data
+    if history is not None and flags.hash_overlap == "refuse":
+        low, high = history
+        if share is None:
+            share = [high, 1.0] if high < 1 else [0.0, low]
+            if share[0] >= share[1]:
+                raise ValueError("the maps were learned from all training rows: none is left (see --train-share)")
+        elif about["labels"] and share[0] < high and low < share[1]:
+            raise ValueError(
+                f"--train-share={share[0]:g}-{share[1]:g} overlaps the rows {low:g}-{high:g} that the maps come from: "
+                "maps carry their labels, which ruins the model; choose other rows, or --hash-overlap=allow"
+            )
+    return data if share is None else with_training_rows(flags, data, part_of(data, share))
+
+
+def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[dict[str, hashing.IdMap], dict]:
+    """Fit the maps of all tables that are large enough. Returns them and what they come from."""
+    method, share = flags.hash_method, history_share(flags)
+    needs = hashing.method_needs(method)
+    large = {name: n for name, n in data.tables.items() if n > flags.hash_min_rows}
+    if not large:
+        raise ValueError(f"--hash-method={method}: no table has more than --hash-min-rows={flags.hash_min_rows} ids")
+    history, vectors = [0.0, share] if share else None, None
+    if flags.hash_embeddings:
+        vectors, history = vectors_of_checkpoint(flags.hash_embeddings, data)
+    rows = part_of(data, history) if history else data.train_rows
+    if "vectors" in needs and vectors is None:
+        vectors = learn_vectors(flags, data, rows, device)
+    counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
+    print(f"Hash maps: {method} for {len(large)} tables" + (f", learned from {len(rows)} rows" if needs else ""))
+    maps = {}
+    for t, (name, n) in enumerate(data.tables.items()):
+        if name in large:
+            request = hashing.Request(
+                name,
+                ids=n,
+                rows=max(1, round(n / flags.hash_compression)),
+                counts=counts[name][:-1] if needs else None,
+                vectors=vectors[name] if vectors else None,
+                neighbours=data.store.neighbours_of(name, rows) if "neighbours" in needs else None,
+                seed=(flags.numpy_rand_seed * 4099 + t) % (1 << 32),
+            )
+            maps[name] = hashing.fit_map(method, request, **hashing.parse_options(method, flags.hash_option))
+    about = {"store": data.key, "history": history, "labels": "vectors" in needs, "asked": asked_of_maps(flags)}
+    return maps, about
+
+
+def asked_of_maps(flags: argparse.Namespace) -> dict:
+    """The flags that a map file answers to."""
+    method = flags.hash_method
+    options = {**hashing.method_options(method), **hashing.parse_options(method, flags.hash_option)}
+    return {
+        "--hash-method": method,
+        "--hash-compression": flags.hash_compression,
+        "--hash-min-rows": flags.hash_min_rows,
+        "--hash-option": options,
+    }
+
+
+def check_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.IdMap], about: dict) -> None:
+    """A map file must be of this data, and of what the flags ask for."""
+    path = flags.hash_map_file
+    if about["store"] != data.key:
+        raise ValueError(f"{path} was made for other data, or data prepared with other flags: its ids do not fit")
+    for name, id_map in maps.items():
+        if data.tables.get(name) != id_map.ids:
+            raise ValueError(f"{path}: its map of table {name} has {id_map.ids} ids, the data {data.tables.get(name)}")
+    for flag, asked in asked_of_maps(flags).items():
+        if about["asked"][flag] != asked:
+            raise ValueError(f"{path} was made with {flag}={about['asked'][flag]}, this run asks for {asked}")
+    if flags.hash_history is not None and about["history"] != (
+        [0.0, flags.hash_history] if flags.hash_history else None
+    ):
+        raise ValueError(
+            f"{path} was learned from the share {about['history']}, not --hash-history={flags.hash_history}"
+        )
+
+
+def learn_vectors(
+    flags: argparse.Namespace, data: Data, rows: np.ndarray, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Stage 1: one epoch of the same model, as narrow as --hash-dim and with a row for each id, on the history."""
+    width = flags.hash_dim
+    print(f"Hash maps, stage 1: a model of width {width} on {len(rows)} rows of history")
+    changed = {
+        **{"arch_sparse_feature_size": width, "arch_mlp_bot": [*flags.arch_mlp_bot[:-1], width], "nepochs": 1},
+        **{"mlet_inner_dim": 0, "md_flag": False, "hash_method": "none", "emb_precision": "fp32", "compile": False},
+        **{"save_model": "", "resume": "", "metrics_file": None, "tensor_board_filename": None, "spectra": False},
+        **{"early_stop_patience": 0, "mlperf_acc_threshold": 0.0, "mlperf_auc_threshold": 0.0, "test_freq": -1},
+        **{"enable_profiling": False, "inference_only": False, "num_batches": 0},
+    }
+    low = argparse.Namespace(**{**vars(flags), **changed})
+    history = with_training_rows(low, data, rows)
+    check_memory(low, history, device)
+    rng = np.random.RandomState(flags.numpy_rand_seed)
+    data.store.training_order(flags.data_randomize, rng)  # weights as a run of its own on these rows would draw them
+    model = make_model(low, history, rng).to(device)
+    Trainer(low, history, model, device, rng).fit()
+    return vectors_of(model)
+
+
+def vectors_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """The vectors [n, D] of each table's ids. Raises ValueError where ids share rows."""
+    tables, vectors = collapse(model).tables, {}
+    for part in tables.parts():
+        spec, group = tables.specs[part.table], part.group
+        if not spec.is_plain:
+            raise ValueError(f"table {spec.name} has fewer rows than ids: an embedding of all its ids is needed")
+        rows = group.part(part.index, part.counted_rows)
+        rows = rows if group.projection is None else rows @ group.projection.data[part.index]
+        vectors[spec.name] = rows.float().cpu().numpy()
+    return vectors
+
+
+def vectors_of_checkpoint(directory: str, data: Data) -> tuple[dict[str, np.ndarray], list[float]]:
+    """The embedding of a checkpoint of the same data, and the share of the training rows that it was trained on."""
+    source = find_checkpoint(directory, "best", "last")
+    tensors, state = checkpoint.load_checkpoint(source)
+    check_same_data(source, state, data)
+    model = model_from_config(state["model"])
+    load_weights(model, tensors, source)
+    if state["flags"].get("hash_method", "none") != "none":
+        raise ValueError(f"{source} was trained with --hash-method: an embedding of all ids is needed")
+    return vectors_of(model), state["flags"].get("train_share") or [0.0, 1.0]
+
+
+def report_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.IdMap]) -> dict:
+    """Print a table of what the maps cost and save, by accesses of the training part."""
+    width, report = flags.arch_sparse_feature_size, {}
+    print(f"{'table':>12} {'ids':>10} {'rows':>10} {'colliding':>9} {'largest':>9} {'MB before':>10} {'MB after':>10}")
+    for name, id_map in maps.items():
+        each = report[name] = collision_report(id_map, data.store.counts_of(name)[:-1], width)
+        print(
+            f"{name:>12} {each['ids']:>10} {each['rows']:>10} {each['colliding_share']:>9.2%} "
+            f"{each['largest_share']:>9.2%} {each['bytes_before'] / 1e6:>10.2f} {each['bytes_after'] / 1e6:>10.2f}"
+        )
+    return report
+
+
+def recluster_tables(model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, seed: int, epoch: int) -> None:
+    """--hash-method=cce between two epochs: ids with like vectors get a row in common, see `hashing.cce.recluster`."""
+    tables = model.tables
+    for t, spec in enumerate(tables.specs):
+        if spec.name not in data.maps:
+            continue
+        parts = [part for part in tables.parts() if part.table == t]
+        stored = [part.group.part(part.index, part.counted_rows) for part in parts]
+        w2 = [None if p.group.inner_projection is None else p.group.inner_projection.data[p.index] for p in parts]
+        served = [rows if m is None else rows @ m for rows, m in zip(stored, w2, strict=True)]
+        numbers = tuple(tables.maps.view(spec, number).cpu().numpy() for number in range(len(parts)))
+        before = hashing.IdMap(spec.rows, numbers, spec.row_map.part_rows, "cce", about={"reclustered": epoch - 1})
+        counts = data.store.counts_of(spec.name)[:-1]
+        after, new = recluster(before, [rows.cpu().numpy() for rows in served], counts, seed + t)
+        for number, (rows, matrix) in enumerate(zip(stored, w2, strict=True)):
+            tables.set_map(spec.name, number, after.lookups[number])
+            wanted = torch.from_numpy(new[number]).to(rows)
+            rows.copy_(wanted if matrix is None else wanted @ torch.linalg.pinv(matrix))
+        for part in parts:  # what the optimizer knows is of rows that now mean something else
+            for value in optimizer.state.get(part.group.weight, {}).values():
+                if torch.is_tensor(value) and value.is_floating_point():
+                    value.zero_()
+
+
+# ------------------------------------------------------------------------------------------------------- 4. model
 
 
 def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState) -> nn.Module:
@@ -598,12 +904,17 @@ def make_model(flags: argparse.Namespace, data: Data, rng: np.random.RandomState
     model.initialize(rng, flags.numpy_rand_seed, flags.mlet_init, flags.emb_init)
     if model.masked is not None:
         model.masked.initialize(flags.numpy_rand_seed, flags.mlet_init, flags.emb_init)
+    for table, id_map in data.maps.items():
+        for number, lookup in enumerate(id_map.lookups):
+            if isinstance(lookup, np.ndarray):
+                model.tables.set_map(table, number, lookup)
     return model
 
 
 def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
     """The model without its weights."""
     options, masked = table_options(flags), flags.mlet_cross_term == "masked"
+    options |= {"row_maps": {table: row_map_of(id_map) for table, id_map in data.maps.items()}}
     specs = plan_tables(data.tables, flags.arch_sparse_feature_size, **options | ({"inner_dim": 0} if masked else {}))
     bottom = [data.dense, *flags.arch_mlp_bot[1:]] if data.dense else []
     tables = EmbeddingTables(
@@ -625,6 +936,15 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
     )
     model.masked = MaskedCrossTerm(tables, flags.mlet_inner_dim) if masked else None
     return model
+
+
+def row_map_of(id_map: hashing.IdMap) -> RowMap:
+    """A map as the tables take it; stored row numbers come apart."""
+    formulas = tuple(
+        None if isinstance(each, np.ndarray) else (each.multiplier, each.shift, each.divisor, each.rows)
+        for each in id_map.lookups
+    )
+    return RowMap(id_map.part_rows, formulas, id_map.combine)
 
 
 def parameter_groups(flags: argparse.Namespace, model: nn.Module) -> list[dict]:
@@ -698,7 +1018,7 @@ def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.dev
     changes |= {f"--optimizer={rule}": {"optimizer": rule} for rule in ("rwsadagrad", "sgd")}
     if flags.mini_batch_size > 1:
         changes[f"--mini-batch-size={flags.mini_batch_size // 2}"] = {"mini_batch_size": flags.mini_batch_size // 2}
-    if data.store is not None and largest > 1:
+    if data.store is not None and largest > 1 and not data.maps:
         changes[f"--max-ind-range={largest // 2}"] = {"max_ind_range": largest // 2}
     bills = {text: bill_of_run(flags, data, device, **change) for text, change in changes.items()}
     return bills | ({"a larger --vocabulary-min-count": None} if data.store is not None else {})
@@ -735,7 +1055,7 @@ def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callabl
     return forward_loss
 
 
-# ---------------------------------------------------------------------------------------------------- 4. training
+# ---------------------------------------------------------------------------------------------------- 5. training
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -811,6 +1131,9 @@ class Trainer:
     def _fit_epoch(self, bar: tqdm, profiler: torch.profiler.profile | None) -> None:
         progress = self.progress
         began = time.perf_counter()
+        if self.flags.hash_method == "cce" and progress.epoch and not progress.iteration:
+            seed = self.flags.numpy_rand_seed
+            recluster_tables(self.model, self.data, self.optimizer, seed, progress.epoch)
         batches = self.data.train_batches(progress.iteration)
         with contextlib.closing(batches):
             for batch in batches:
@@ -1039,9 +1362,9 @@ class Trainer:
         return min(batches * self.flags.mini_batch_size, self.data.train_samples)
 
     def release(self) -> int:
-        """Let optimizer state and gradients go; returns the bytes of parameters and optimizer state in training."""
+        """Let optimizer state and gradients go; returns the bytes of parameters, row maps and optimizer state."""
         self.optimizer.zero_grad()
-        tensors = list(self.model.parameters())
+        tensors = [*self.model.parameters(), *self.model.tables.maps.buffers()]
         for state in self.optimizer.state.values():
             tensors += [value for value in state.values() if torch.is_tensor(value)]
         self.optimizer = self.schedule = None
@@ -1122,7 +1445,7 @@ def profiling(enabled: bool) -> Iterator[torch.profiler.profile | None]:
     print(f"Profile: {stem}_total.prof, {stem}_shape.prof, {stem}.json")
 
 
-# -------------------------------------------------------------------------------------------------- 5. evaluation
+# -------------------------------------------------------------------------------------------------- 6. evaluation
 
 
 @torch.inference_mode()
@@ -1187,7 +1510,7 @@ def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
     sys.stdout.flush()
 
 
-# --------------------------------------------------------------------------------- 6. inference model and export
+# --------------------------------------------------------------------------------- 7. inference model and export
 
 
 def load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> None:
@@ -1304,7 +1627,7 @@ def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | No
     return dense, torch.cat(ids), nn.functional.pad(lengths.cumsum(0), (1, 0))
 
 
-# ----------------------------------------------------------------------------------------------------- 7. scoring
+# ----------------------------------------------------------------------------------------------------- 8. scoring
 
 
 def predict(flags: argparse.Namespace) -> None:
@@ -1330,7 +1653,7 @@ def predict(flags: argparse.Namespace) -> None:
     print(f"Predictions: {flags.predictions}, {rows} rows")
 
 
-# -------------------------------------------------------------------------------------------------------- 8. main
+# -------------------------------------------------------------------------------------------------------- 9. main
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -1347,7 +1670,9 @@ def run(flags: argparse.Namespace) -> None:
     if flags.prepare_only:
         open_store(flags)
         return
-    data = open_data(flags, rng)
+    data, hash_report = add_maps(flags, open_data(flags, rng), device)
+    if flags.hash_learn_only:
+        return
     check_memory(flags, data, device)
     model = make_model(flags, data, rng)
     if flags.debug_mode:
@@ -1383,13 +1708,13 @@ def run(flags: argparse.Namespace) -> None:
     by_frequency = evaluate_by_frequency(inference, trainer) if flags.frequency_report else None
     onnx = save_inference_model(flags, data, inference) if flags.save_collapsed or flags.save_onnx else None
     sizes = {"train_bytes": train_bytes, "inference_bytes": inference_bytes}
-    write_result(flags, data, trainer, **sizes, onnx=onnx, by_frequency=by_frequency)
+    write_result(flags, data, trainer, **sizes, onnx=onnx, by_frequency=by_frequency, hash=hash_report)
 
 
 def check_output_paths(flags: argparse.Namespace) -> None:
     """Fail now rather than after a long run where something cannot be written, or would overwrite something else."""
     exported = [path for path in (flags.save_collapsed, flags.save_onnx) if path]
-    for path in filter(None, [flags.metrics_file, flags.predictions, *exported]):
+    for path in filter(None, [flags.metrics_file, flags.predictions, flags.hash_map_file, *exported]):
         check_writable(path)
     for path in exported:
         check_writable(export.vocabulary_path(path), directory=True, marker=data_utils.SCHEMA)
@@ -1459,10 +1784,9 @@ def write_result(
     *,
     train_bytes: int,
     inference_bytes: int,
-    onnx: dict | None,
-    by_frequency: dict | None,
+    **more: dict | None,
 ) -> None:
-    """Print the summary and write the result event."""
+    """Print the summary and write the result event; `more` is added to it as it is."""
     progress = trainer.progress
     speed = progress.train_samples / progress.train_seconds if progress.train_seconds else None
     print(
@@ -1497,8 +1821,7 @@ def write_result(
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         train_bytes=train_bytes,
         inference_bytes=inference_bytes,
-        onnx=onnx,
-        by_frequency=by_frequency,
+        **more,
     )
     trainer.metrics_file.close()
 

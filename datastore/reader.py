@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 import torch
 
 from datastore.schema import read_schema
@@ -179,6 +180,35 @@ class Store:
         for t, ids in self._ids_by_table(rows, chunk):
             np.add.at(counts[t], ids, 1)  # np.bincount would allocate n numbers for each part
         return counts
+
+    def neighbours_of(self, table: str, rows: np.ndarray | range, most: int = 1 << 24) -> scipy.sparse.csr_matrix:
+        """How often each id of a table occurs together with each id of the other one-hot tables, in these rows.
+
+        Args:
+            table: a one-hot table.
+            rows: where to count; thinned out evenly where they would make more than `most` pairs.
+
+        Returns:
+            CSR [n, ids of the other tables], float64. Unknown ids are left out.
+
+        Raises:
+            ValueError: the table holds bags, or is the only one-hot table.
+        """
+        others = [name for name in self.tables if name != table and name not in self._bags]
+        if table in self._bags or not others:
+            raise ValueError(f"table {table}: co-occurrence is counted between one-hot tables, and there must be two")
+        step = 1 + len(rows) * len(others) // most
+        chosen = rows[::step]
+        records = self._records[_index(chosen if isinstance(chosen, range) else np.sort(chosen))]
+        own, before, parts = records[table].astype(np.int64), 0, []
+        for name in others:
+            values = records[name].astype(np.int64)
+            known = (own < self.tables[table]) & (values < self.tables[name])
+            parts.append((own[known], before + values[known]))
+            before += self.tables[name]
+        ids, values = (np.concatenate(each) for each in zip(*parts, strict=True))
+        shape = (self.tables[table], before)
+        return scipy.sparse.coo_matrix((np.ones(len(ids)), (ids, values)), shape).tocsr()
 
     def _ids_by_table(self, rows: np.ndarray | range, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
         """Number of a table and its ids in some of the rows, `chunk` rows at a time, until all were had."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mlet.inference import collapse_tables
 from mlet.initialize import initialize_tables
 from mlet.row_lookup import sparse_rows
-from mlet.tables import EmbeddingTables, PlainTables
+from mlet.tables import EmbeddingTables
 
 
 class MaskedCrossTerm(nn.Module):
@@ -49,9 +49,11 @@ class MaskedCrossTerm(nn.Module):
     def __init__(self, tables: EmbeddingTables, inner_dim: int) -> None:
         super().__init__()
         unit = tables.units[0]
-        plain = len(tables.units) == 1 and isinstance(unit, PlainTables) and unit.rows.matrix() is None
+        plain = all(spec.is_plain for spec in tables.specs) and len(tables.units) == 1 and unit.rows.matrix() is None
         if not plain or tables.weighted or tables.storage != torch.float32:
-            raise ValueError("the cross term can be masked in plain float32 tables only: no QR, no mixed dimensions")
+            raise ValueError(
+                "the cross term can be masked in plain float32 tables only: no QR, no mixed dimensions, no hashing"
+            )
         specs = [replace(spec, inner_dim=inner_dim) for spec in tables.specs]
         self.factors = EmbeddingTables(specs, unknown=tables.unknown, padding=tables.padding, mode=tables.mode)
         self._served = (unit.rows,)  # in a tuple: it belongs to the model, not to this module

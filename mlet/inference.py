@@ -57,6 +57,7 @@ def collapse_tables(tables: EmbeddingTables) -> EmbeddingTables:
             raise ValueError(f"table {spec.name}: {error}") from None
         if old.group.projection is not None:
             new.group.projection[new.index] = old.group.projection[old.index]
+    single.maps = tables.maps
     return single
 
 
@@ -96,8 +97,8 @@ def inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a collapsed model, one tensor a table part (views, nothing is copied).
 
     `table.C1` [n + special rows, d]; quotient-remainder tables `table.C1.quotient` and `table.C1.remainder`;
-    mixed-dimension projections `projection.C1` [d, D]; first-order weights `wide.C1` [n + special rows, 1]; then the
-    other layers by their module names.
+    mixed-dimension projections `projection.C1` [d, D]; first-order weights `wide.C1` [n + special rows, 1]; stored
+    row maps `map.C1` [n], and `map.C1.1` of a second lookup; then the other layers by their module names.
     """
     for kind, tables in zip(("table", "wide"), model.table_sets, strict=False):
         for part in tables.parts():
@@ -108,6 +109,11 @@ def inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{kind}.{spec.name}{suffix}", group.part(part.index, part.counted_rows + tables.special_rows)
             if group.projection is not None:
                 yield f"projection.{spec.name}{suffix}", group.projection.data[part.index]
+    for spec in model.tables.specs:
+        for number, lookup in enumerate(spec.lookups):
+            if lookup.stored:
+                suffix = f".{number}" if number else ""
+                yield f"map.{spec.name}{suffix}", model.tables.maps.view(spec, number)
     for name, value in model.state_dict().items():
         if not name.startswith(("tables.", "wide.")):
             yield name, value

@@ -39,14 +39,15 @@ def initialize_tables(
 
     MLET: W1 ~ U(-1/sqrt(n), 1/sqrt(n)), [n, K]. Quotient-remainder: uniform parts such that the composed vector has
     the standard deviation 1/sqrt(3 n) of a plain row. Mixed dimensions: uniform rows, Xavier-uniform projection.
+    Tables with a row map start like tables of as many rows as they store, composed ones like quotient-remainder.
     """
     parts: dict[int, list[Part]] = {}
     for part in tables.parts():
         parts.setdefault(part.table, []).append(part)
     for t, spec in enumerate(tables.specs):
-        bound, gaussian = row_bound(emb_init, spec.rows)
+        bound, gaussian = row_bound(emb_init, spec.rows if spec.row_map is None else spec.stored_rows)
         side = np.random.default_rng([seed, _SIDE_STREAM, t])
-        plain = not spec.inner_dim and not spec.collisions and spec.width == spec.dim
+        plain = not spec.inner_dim and spec.is_plain and spec.width == spec.dim
         first = parts[t][0]
         target = first.group.part(first.index, spec.rows) if plain else None
         _draw(rng, bound, spec.rows, spec.dim, target, gaussian)
@@ -86,11 +87,11 @@ def row_bound(emb_init: str, rows: int) -> tuple[float, bool]:
 
 def _fill_part(rows: torch.Tensor, spec: TableSpec, bound: float, gaussian: bool, side: np.random.Generator) -> None:
     """Fill one stored part from its side generator. Composed parts start such that the composed vector has a plain
-    row's standard deviation: std(a * b), std(a + b) or std(a).
+    row's standard deviation: that of a product, of a sum, or of one part.
     """
-    if spec.collisions:
-        std = bound if gaussian else bound / math.sqrt(3)
-        std = {"mult": math.sqrt(std), "add": std / math.sqrt(2), "concat": std}[spec.operation]
+    if spec.combination:
+        std, count = bound if gaussian else bound / math.sqrt(3), len(spec.lookups)
+        std = {"mult": std ** (1 / count), "add": std / math.sqrt(count), "concat": std}[spec.combination]
         fill_uniform(rows, std * math.sqrt(3), side)
     elif gaussian:
         fill_normal(rows, bound, side)
@@ -162,8 +163,8 @@ def set_unknown_rows(
         if len(mask) != spec.rows:
             raise ValueError(f"table {spec.name}: {len(mask)} flags for {spec.rows} rows")
         ids = np.flatnonzero(mask)
-        if spec.collisions:
-            ids = np.unique(ids // spec.collisions if part.name == "quotient" else ids % spec.collisions)
+        if not spec.is_plain:
+            ids = tables.rows_of(part, torch.from_numpy(ids).to(group.weight.device)).cpu().numpy()
         rows = group.part(part.index, part.counted_rows + 1)
         total = torch.zeros(rows.shape[1], dtype=torch.float64)
         for start in range(0, len(ids), chunk):

@@ -76,11 +76,11 @@ class Bill:
         optimizer: state of both.
         gradients: of the dense layers and projections, and of the looked-up rows.
         activations: what a step or an evaluation batch holds besides, see `step_bytes`.
-        inference_tables: the tables as they are served, single-layer, with their projections.
+        inference_tables: the tables as they are served, single-layer, with their projections and row maps.
         collapsed: what collapsing allocates beside the trained model: `inference_tables` and a copy of the dense
             layers, or only the latter where all tables are single-layer.
         collapse_scratch: what computing unknown rows holds at that time.
-        other: what the caller adds, in use all the time.
+        other: row maps, and what the caller adds; in use all the time.
         runtime: Python, torch and what the process holds before the model is built.
     """
 
@@ -166,7 +166,7 @@ def bill_of(
         eval_batch_size: B in evaluation; 0: as in training.
         accumulate: batches whose gradients are summed before a step.
         unknown_is_mean: the unknown rows are set to the mean of the trained rows at the end.
-        other: bytes of what else stays in memory: id maps, counters.
+        other: bytes of what else stays in memory, such as counters; the tables' row maps are counted already.
         runtime: bytes of the process without the model, see `runtime_bytes`; on CUDA `CUDA_RUNTIME_BYTES`.
 
     Raises:
@@ -194,10 +194,10 @@ def bill_of(
         + sum(_state_bytes(p, rule.per_dense) for p in trained),
         gradients=_bytes(trained) + accumulate * row_gradients,
         activations=max(step, update, evaluation),
-        inference_tables=sum(_inference_bytes(group) for group in groups),
+        inference_tables=sum(_inference_bytes(group) for group in groups) + model.tables.maps.nbytes,
         collapsed=dense + sum(_inference_bytes(group) for group in _collapsing_groups(model)),
         collapse_scratch=_mean_scratch(model) if unknown_is_mean else 0,
-        other=other,
+        other=other + model.tables.maps.nbytes,
         runtime=runtime,
     )
 
@@ -274,7 +274,9 @@ def _resident(blocks: Iterable[int]) -> int:
 
 def _lookups(model: nn.Module, group: RowGroup, lookups: float) -> float:
     """Of a sample's lookups those that read this group, every table taken for equal."""
-    return lookups * len(group.first_row) / len(model.tables.specs)
+    units = [unit for tables in model.table_sets for unit in tables.units]
+    times = sum(each is group for unit in units for each in unit.groups)
+    return times * lookups * len(group.first_row) / len(model.tables.specs)
 
 
 def _row_gradient_bytes(group: RowGroup, rows: float) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mlet.tables import EmbeddingTables, PlainTables
+from mlet.tables import EmbeddingTables
 
 TABLE_BITS = (4, 8, 16, 32)
 MLP_BITS = (8, 16, 32)
@@ -42,8 +42,10 @@ class QuantizedTables(nn.Module):
         if bits not in _PREPACK:
             raise ValueError(f"tables can be quantised to 4 or 8 bits, not {bits}")
         unit = tables.units[0]
-        if len(tables.units) > 1 or not isinstance(unit, PlainTables) or unit.rows.weight.shape[1] != tables.dim:
-            raise ValueError("4 and 8-bit tables need plain tables: leave out --qr-flag and --md-flag")
+        if len(tables.units) > 1 or unit.combination or unit.rows.weight.shape[1] != tables.dim:
+            raise ValueError(
+                "4 and 8-bit tables need one row an id: leave out --qr-flag, --md-flag and hash methods of several rows"
+            )
         if bits == 4 and tables.dim % 2:
             raise ValueError(f"4-bit tables pack two numbers a byte: a width of {tables.dim} is odd")
         if tables.mode != "sum" or unit.rows.inner_projection is not None or tables.weighted:
@@ -52,17 +54,18 @@ class QuantizedTables(nn.Module):
         self.unknown, self.padding, self.special_rows = tables.unknown, tables.padding, tables.special_rows
         self.mode, self.weighted = "sum", False
         self.register_buffer("packed", _PREPACK[bits](unit.rows.weight.detach()))  # uint8 [R, D * bits / 8 + 8 or 4]
-        self.register_buffer("first_row", unit.rows.first_row.clone(), persistent=False)
+        self.numbers, self.maps = unit.numbers[0], tables.maps
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Vectors [B, T, D], as `EmbeddingTables`."""
         tables = len(self.specs)
         if offsets is None:
-            rows = (ids + self.first_row).flatten()
+            rows = self.numbers(ids, slice(None), self.maps).flatten()
             flat = _LOOK_UP[self.bits](self.packed, rows, torch.arange(len(rows)))
             return flat.view(-1, tables, self.dim)
         per_table = offsets.diff().view(tables, -1).sum(dim=1)
-        rows = ids + torch.repeat_interleave(self.first_row, per_table, output_size=len(ids))
+        table = torch.repeat_interleave(torch.arange(tables), per_table, output_size=len(ids))
+        rows = self.numbers(ids, table, self.maps)
         flat = _LOOK_UP[self.bits](self.packed, rows, offsets[:-1].contiguous())
         return flat.view(tables, -1, self.dim).transpose(0, 1)
 
@@ -82,15 +85,15 @@ class ExportedQuantizedTables(nn.Module):
         scale_type = torch.float32 if tables.bits == 8 else torch.float16
         self.register_buffer("rows", tables.packed[:, :width].contiguous())  # uint8 [R, D or D / 2]
         self.register_buffer("scale_offset", tables.packed[:, width:].contiguous().view(scale_type))  # [R, 2]
-        self.register_buffer("first_row", tables.first_row.clone(), persistent=False)
+        self.numbers, self.maps = tables.numbers, tables.maps
 
     def forward(self, ids: Tensor, _offsets: None = None) -> Tensor:
         """Vectors [B, T, D] of one-hot ids [B, T]."""
-        return self._read(ids + self.first_row)
+        return self._read(self.numbers(ids, slice(None), self.maps))
 
     def forward_padded(self, ids: Sequence[Tensor]) -> Tensor:
         """As `EmbeddingTables.forward_padded`; the padding row is zero in any number of bits."""
-        pooled = [self._read(bags + self.first_row[t]).sum(dim=1) for t, bags in enumerate(ids)]
+        pooled = [self._read(self.numbers(bags, t, self.maps)).sum(dim=1) for t, bags in enumerate(ids)]
         return torch.stack(pooled, dim=1)
 
     def _read(self, rows: Tensor) -> Tensor:

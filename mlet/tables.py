@@ -9,15 +9,18 @@ K inner dimension, d stored width, D width that the model sees. Bags are table-m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlet.embedding import check_pooling
 from mlet.row_lookup import BagLookup, ProjectedLookup, RowLookup
+from mlet.row_numbers import IdMaps, RowNumbers
 from mlet.table_spec import TableSpec
 
 PLANNED_LOOKUPS = 8192  # below, the plan's many small operations cost more than the work that they save
@@ -132,55 +135,39 @@ def row_groups(model: nn.Module) -> list[RowGroup]:
     return [module for module in model.modules() if isinstance(module, RowGroup)]
 
 
-class PlainTables(nn.Module):
-    """Tables that look one row up for an id."""
+class Unit(nn.Module):
+    """Tables whose parts have equal shapes, looked up together: one row an id, or several that are combined.
 
-    def __init__(self, rows: RowGroup) -> None:
+    Several are those of quotient-remainder tables (rows id // c and id % c, arXiv 1909.02107) and of hash methods with
+    more than one hash. Each part is projected first and then combined, so that a collapsed part stays exact.
+
+    Args:
+        parts: name -> group. specs: the unit's tables. maps: the model's stored row maps.
+    """
+
+    def __init__(self, parts: Mapping[str, RowGroup], specs: Sequence[TableSpec], maps: IdMaps) -> None:
         super().__init__()
-        self.rows = rows
-        self.groups = (rows,)
+        for name, group in parts.items():
+            self.add_module(name, group)
+        names = [lookup.part for lookup in specs[0].lookups]
+        self.groups = tuple(parts[name] for name in names)
+        self.numbers = nn.ModuleList(
+            RowNumbers(specs, number, parts[name].first_row, maps) for number, name in enumerate(names)
+        )
+        self.combination = specs[0].combination
 
-    def flat_rows(self, ids: Tensor, table: Tensor | int | slice) -> tuple[Tensor, ...]:
-        """Row numbers in each group's flat weight, the shape of `ids`.
-
-        `table` says which of the unit's tables each id belongs to; slice(None): the last axis counts the tables.
-        """
-        return (ids + self.rows.first_row[table],)
+    def flat_rows(self, ids: Tensor, table: Tensor | int | slice, maps: IdMaps) -> tuple[Tensor, ...]:
+        """Row numbers in the flat weight of each of `groups`, the shape of `ids`; see `RowNumbers`."""
+        return tuple(numbers(ids, table, maps) for numbers in self.numbers)
 
     def combine(self, vectors: Sequence[Tensor]) -> Tensor:
         """One [B, P, D] of the groups' vectors."""
-        return vectors[0]
-
-
-class QuotientRemainderTables(nn.Module):
-    """Tables whose vector is composed of row id // c of one part and row id % c of another (arXiv 1909.02107).
-
-    Each part is projected first and then combined, so that a collapsed part stays exact. Special ids (n and above)
-    have special rows of their own in both parts.
-    """
-
-    def __init__(self, quotient: RowGroup, remainder: RowGroup, specs: Sequence[TableSpec]) -> None:
-        super().__init__()
-        self.quotient, self.remainder = quotient, remainder
-        self.groups = (quotient, remainder)
-        self.collisions, self.operation = specs[0].collisions, specs[0].operation
-        self.register_buffer("counted", torch.tensor([s.rows for s in specs]), persistent=False)
-        self.register_buffer("quotients", torch.tensor([s.parts["quotient"] for s in specs]), persistent=False)
-
-    def flat_rows(self, ids: Tensor, table: Tensor | int | slice) -> tuple[Tensor, ...]:
-        """As in `PlainTables`."""
-        special = ids - self.counted[table]
-        is_special = special >= 0
-        upper = torch.where(is_special, self.quotients[table] + special, ids // self.collisions)
-        lower = torch.where(is_special, self.collisions + special, ids % self.collisions)
-        return upper + self.quotient.first_row[table], lower + self.remainder.first_row[table]
-
-    def combine(self, vectors: Sequence[Tensor]) -> Tensor:
-        """As in `PlainTables`."""
-        quotient, remainder = vectors
-        if self.operation == "concat":
-            return torch.cat([quotient, remainder], dim=-1)
-        return quotient + remainder if self.operation == "add" else quotient * remainder
+        if len(vectors) == 1:
+            return vectors[0]
+        if self.combination == "concat":
+            return torch.cat(list(vectors), dim=-1)
+        combine = torch.add if self.combination == "add" else torch.mul
+        return functools.reduce(combine, vectors)
 
 
 def _apply(unit: nn.Module, per_group: Sequence[Tensor], pool: Pool) -> Tensor:
@@ -232,8 +219,10 @@ class EmbeddingTables(nn.Module):
         check_pooling(mode)
         if not specs or len({spec.dim for spec in specs}) != 1:
             raise ValueError(f"tables must exist and be of one width: {sorted({spec.dim for spec in specs})}")
-        if weighted and any(spec.collisions or spec.width != spec.dim for spec in specs):
-            raise ValueError("weighted pooling works on plain tables only: leave out --qr-flag and --md-flag")
+        if weighted and any(not spec.is_plain or spec.width != spec.dim for spec in specs):
+            raise ValueError(
+                "weighted pooling works on plain tables only: leave out --qr-flag, --md-flag, --hash-method"
+            )
         if weighted and storage != torch.float32:
             raise ValueError("weighted pooling works on tables in float32 only: leave out --emb-precision")
         self.storage = storage
@@ -242,9 +231,10 @@ class EmbeddingTables(nn.Module):
         self.special_rows = int(unknown) + int(padding)
         columns: dict[tuple, list[int]] = {}
         for t, spec in enumerate(specs):
-            key = (spec.inner_dim, spec.width, spec.collisions, spec.collisions and spec.operation)
+            key = (spec.inner_dim, spec.width, spec.combination, *(lookup.part for lookup in spec.lookups))
             columns.setdefault(key, []).append(t)
         self._columns = list(columns.values())
+        self.maps = IdMaps(specs)
         self.units = nn.ModuleList(self._build_unit([specs[t] for t in group]) for group in self._columns)
         order = torch.tensor([t for group in self._columns for t in group])
         position = torch.full((len(columns), len(specs)), -1)
@@ -256,15 +246,12 @@ class EmbeddingTables(nn.Module):
 
     def _build_unit(self, specs: Sequence[TableSpec]) -> nn.Module:
         first = specs[0]
-
-        def group(part: str) -> RowGroup:
-            rows = [spec.parts[part] + self.special_rows for spec in specs]
-            dim = first.width if first.collisions else first.dim
-            return RowGroup(rows, first.inner_dim, first.width, dim, self.mode, self.weighted, self.storage)
-
-        if first.collisions:
-            return QuotientRemainderTables(group("quotient"), group("remainder"), specs)
-        return PlainTables(group("rows"))
+        dim = first.width if first.combination == "concat" else first.dim
+        parts = {}
+        for name in first.parts:
+            rows = [spec.parts[name] + self.special_rows for spec in specs]
+            parts[name] = RowGroup(rows, first.inner_dim, first.width, dim, self.mode, self.weighted, self.storage)
+        return Unit(parts, specs, self.maps)
 
     @property
     def dim(self) -> int:
@@ -282,7 +269,7 @@ class EmbeddingTables(nn.Module):
             return self._assemble([self._pool_bags(u, unit, ids, offsets) for u, unit in enumerate(self.units)])
         outputs = []
         for u, unit in enumerate(self.units):
-            rows = unit.flat_rows(self._take(ids, u), slice(None))
+            rows = unit.flat_rows(self._take(ids, u), slice(None), self.maps)
             outputs.append(_apply(unit, rows, RowGroup.look_up))
         return self._assemble(outputs)
 
@@ -302,7 +289,8 @@ class EmbeddingTables(nn.Module):
             mine = table >= 0
             ids, table = ids[mine], table[mine]
             offsets = F.pad(lengths[self._columns[u]].flatten().cumsum(0), (1, 0))
-        return _apply(unit, unit.flat_rows(ids, table), lambda group, rows: group.project(group.bag(rows, offsets)))
+        rows = unit.flat_rows(ids, table, self.maps)
+        return _apply(unit, rows, lambda group, rows: group.project(group.bag(rows, offsets)))
 
     def forward_padded(self, ids: Sequence[Tensor]) -> Tensor:
         """Vectors [B, T, D] of rectangular bags, ids[t] [B, hot of t], short bags padded with the table's last row.
@@ -313,7 +301,7 @@ class EmbeddingTables(nn.Module):
         for columns, unit in zip(self._columns, self.units, strict=True):
             pooled = [
                 [self._pool_padded(group, rows, ids[t], t) for group, rows in zip(unit.groups, flat, strict=True)]
-                for t, flat in ((t, unit.flat_rows(ids[t], p)) for p, t in enumerate(columns))
+                for t, flat in ((t, unit.flat_rows(ids[t], p, self.maps)) for p, t in enumerate(columns))
             ]
             stacked = [torch.stack(tables, dim=1) for tables in zip(*pooled, strict=True)]
             outputs.append(_apply(unit, stacked, RowGroup.project))
@@ -330,6 +318,22 @@ class EmbeddingTables(nn.Module):
         if len(outputs) == 1:
             return outputs[0]
         return torch.cat(outputs, dim=1).index_select(1, self._output_order)
+
+    def set_map(self, table: str, number: int, rows: np.ndarray) -> None:
+        """Fill the stored map of one of a table's lookups with row numbers [n]."""
+        spec = next(spec for spec in self.specs if spec.name == table)
+        self.maps.view(spec, number).copy_(torch.from_numpy(rows))
+
+    def rows_of(self, part: Part, ids: Tensor) -> Tensor:
+        """Distinct rows of one part that some ids of its table read, ascending."""
+        unit_number = next(u for u, columns in enumerate(self._columns) if part.table in columns)
+        unit = self.units[unit_number]
+        read = [
+            numbers(ids, part.index, self.maps) - numbers.first_row[part.index]
+            for numbers, group in zip(unit.numbers, unit.groups, strict=True)
+            if group is part.group
+        ]
+        return torch.cat(read).unique()
 
     def parts(self) -> Iterator[Part]:
         """Every stored part of every table, tables in order."""

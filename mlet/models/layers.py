@@ -74,10 +74,15 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
 def first_order_tables(tables: EmbeddingTables) -> EmbeddingTables:
     """One weight an id beside each table, for a linear term: the same ids, rows and pooling, width 1, single-layer.
 
-    A quotient-remainder table gets the sum of two such weights, so that its linear term is as small as it is.
+    Where several rows make a vector, several such weights are added, so that the linear term is as small as the table.
     """
-    specs = [replace(spec, dim=1, width=1, inner_dim=0, operation="add") for spec in tables.specs]
-    return EmbeddingTables(specs, unknown=tables.unknown, padding=tables.padding, mode=tables.mode)
+    specs = []
+    for spec in tables.specs:
+        row_map = None if spec.row_map is None else replace(spec.row_map, operation="add")
+        specs.append(replace(spec, dim=1, width=1, inner_dim=0, operation="add", row_map=row_map))
+    wide = EmbeddingTables(specs, unknown=tables.unknown, padding=tables.padding, mode=tables.mode)
+    wide.maps = tables.maps
+    return wide
 
 
 class FirstOrder(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_tables import ROWS, VARIANTS, draw_bags, jagged
+from test_tables import ROWS, VARIANTS, draw_bags, fill_maps, jagged
 
 from mlet import export
 from mlet.inference import collapse, collapse_tables, full_config, inference_tensors, load_collapsed, save_collapsed
@@ -26,6 +26,7 @@ def make_model(variant, interaction="dot", weighted=False, mode="sum"):
             torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
         for part in tables.parts():
             part.group.part(part.index, part.counted_rows + 2)[-1] = 0
+    fill_maps(tables)
     return model
 
 

@@ -12,7 +12,7 @@ from mlet.inference import collapse
 from mlet.initialize import set_unknown_rows
 from mlet.memory import STATE_SIZES, Bill, StateSize, bill_of, check_fits
 from mlet.models import build_model
-from mlet.table_spec import plan_tables
+from mlet.table_spec import RowMap, plan_tables
 from mlet.tables import EmbeddingTables
 
 ROWS = {"a": 4, "b": 50, "c": 300, "d": 7}
@@ -24,6 +24,7 @@ VARIANTS = {
     "qr concat mlet": {"qr_collisions": 4, "qr_threshold": 20, "qr_operation": "concat", "inner_dim": 12},
     "md": {"md_temperature": 0.3, "md_threshold": 20},
     "md mlet": {"md_temperature": 0.5, "md_threshold": 20, "inner_dim": 12},
+    "hashed mlet": {"row_maps": {"b": RowMap((9,), (None,)), "c": RowMap((70, 6), (None, None))}, "inner_dim": 12},
     "weighted": {},
     "weighted mlet": {"inner_dim": 12},
 }
@@ -71,8 +72,10 @@ def test_inference_bytes_are_those_of_the_collapsed_model(variant):
         torch.nn.init.zeros_(parameter)
     served = collapse(model)
     predicted = bill(make(variant, "meta"))
-    assert predicted.inference_tables == bytes_of(served.tables.parameters())
-    new = predicted.inference_tables if served.tables is not model.tables else 0
+    maps = bytes_of(served.tables.maps.buffers())
+    assert predicted.inference_tables == bytes_of(served.tables.parameters()) + maps
+    assert predicted.other == maps == (4 * (50 + 2 * 300) if variant == "hashed mlet" else 0)
+    new = predicted.inference_tables - maps if served.tables is not model.tables else 0
     assert predicted.collapsed == new + predicted.dense
 
 

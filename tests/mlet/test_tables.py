@@ -5,10 +5,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlet.initialize import initialize_tables, set_unknown_rows
-from mlet.table_spec import mixed_dimensions, plan_tables
+from mlet.table_spec import PRIME, RowMap, mixed_dimensions, plan_tables
 from mlet.tables import EmbeddingTables
 
 ROWS = {"a": 4, "b": 50, "c": 300, "d": 7, "e": 1000}
+# beside plain tables: a stored map, modulo, a universal hash with a division; all in one unit
+ONE_LOOKUP = {
+    "b": RowMap((9,), (None,)),
+    "c": RowMap((40,), ((1, 0, 1, 40),)),
+    "e": RowMap((90,), ((77_777, 5, 3, 90),)),
+}
+SHARED = {"c": RowMap((40,), ((31, 7, 1, 40), (1_000_003, 2, 1, 40))), "e": RowMap((60,), (None, (5, 0, 1, 60)))}
+APART = {
+    "b": RowMap((6, 5), (None, (3, 1, 1, 5)), "mult"),
+    "c": RowMap((8, 40), ((1, 0, 40, 8), (1, 0, 1, 40)), "mult"),
+    "e": RowMap((70, 30), (None, None), "mult"),
+}
+ASIDE = {name: RowMap(each.part_rows, each.formulas, "concat") for name, each in APART.items()}
 VARIANTS = {
     "plain": {},
     "mlet": {"inner_dim": 32},
@@ -21,13 +34,48 @@ VARIANTS = {
     "qr concat mlet": {"qr_collisions": 4, "qr_threshold": 20, "qr_operation": "concat", "inner_dim": 12},
     "md": {"md_temperature": 0.3, "md_threshold": 20},
     "md rounded mlet": {"md_temperature": 0.5, "md_threshold": 20, "md_round_dims": True, "inner_dim": 12},
+    "hashed": {"row_maps": ONE_LOOKUP},
+    "hashed mlet": {"row_maps": ONE_LOOKUP, "inner_dim": 12},
+    "hashed md": {"row_maps": ONE_LOOKUP, "md_temperature": 0.3, "md_threshold": 20},
+    "two hashes, shared rows": {"row_maps": SHARED},
+    "two hashes, shared rows, mlet for large tables": {"row_maps": SHARED, "inner_dim": 12, "mlet_min_rows": 400},
+    "two parts multiplied": {"row_maps": APART, "inner_dim": 12},
+    "two parts aside": {"row_maps": ASIDE},
 }
 
 
 def make(variant, seed=0, **options):
     tables = EmbeddingTables(plan_tables(ROWS, 8, **VARIANTS[variant]), unknown=True, padding=True, **options)
     initialize_tables(tables, np.random.RandomState(seed), seed, "normal")
+    return fill_maps(tables)
+
+
+def fill_maps(tables):
+    """Stored maps like those that a hash method makes."""
+    for spec in tables.specs:
+        for number, lookup in enumerate(spec.lookups):
+            if lookup.stored:
+                rows = np.random.default_rng(number).integers(0, lookup.rows, spec.rows, np.int32)
+                tables.set_map(spec.name, number, rows)
     return tables
+
+
+def row_of(tables, spec, number, i):
+    """The row of its part that one lookup of an id reads, by Python's own arithmetic."""
+    lookup = spec.lookups[number]
+    if i >= spec.rows:
+        return spec.parts[lookup.part] + i - spec.rows
+    if spec.collisions:
+        return i // spec.collisions if number == 0 else i % spec.collisions
+    if spec.row_map is None:
+        return i
+    if spec.row_map.formulas[number] is None:
+        return int(tables.maps.view(spec, number)[i])
+    a, b, q, m = spec.row_map.formulas[number]
+    return (a * i + b) % PRIME // q % m
+
+
+COMBINE = {"mult": torch.mul, "add": torch.add, "concat": lambda a, b: torch.cat([a, b], -1)}
 
 
 def stored(tables, table, part):
@@ -50,26 +98,14 @@ def twin(tables, bags):
     for t, spec in enumerate(tables.specs):
         vectors = []
         for bag in bags[t]:
-            pooled = {}
-            for part in spec.parts:
-                rows = stored(tables, t, part)
+            pooled = []
+            for number, lookup in enumerate(spec.lookups):
+                rows = stored(tables, t, lookup.part)
                 total = torch.zeros(rows.shape[1])
                 for i in bag:
-                    row = i
-                    if spec.collisions:
-                        row = i // spec.collisions if part == "quotient" else i % spec.collisions
-                        if i >= spec.rows:
-                            row = spec.parts[part] + i - spec.rows
-                    total = total + rows[row]
-                pooled[part] = total / max(1, len(bag)) if tables.mode == "mean" else total
-            if not spec.collisions:
-                vectors.append(pooled["rows"])
-            elif spec.operation == "concat":
-                vectors.append(torch.cat([pooled["quotient"], pooled["remainder"]]))
-            elif spec.operation == "add":
-                vectors.append(pooled["quotient"] + pooled["remainder"])
-            else:
-                vectors.append(pooled["quotient"] * pooled["remainder"])
+                    total = total + rows[row_of(tables, spec, number, i)]
+                pooled.append(total / max(1, len(bag)) if tables.mode == "mean" else total)
+            vectors.append(pooled[0] if len(pooled) == 1 else COMBINE[spec.combination](*pooled))
         out.append(torch.stack(vectors))
     return torch.stack(out, dim=1).detach()
 
@@ -125,12 +161,12 @@ def test_gradients_equal_those_of_the_dense_product(variant):
             for matrix in (p.group.inner_projection, p.group.projection):
                 rows = rows if matrix is None else rows @ matrix[p.index]
             full[p.name] = rows
-        if spec.collisions:
-            q, r = full["quotient"][ids[:, t] // spec.collisions], full["remainder"][ids[:, t] % spec.collisions]
-            vector = {"mult": lambda a, b: a * b, "add": torch.add, "concat": lambda a, b: torch.cat([a, b], 1)}
-            total = total + (vector[spec.operation](q, r) * weight[:, t]).sum()
-        else:
-            total = total + (full["rows"][ids[:, t]] * weight[:, t]).sum()
+        read = [
+            full[lookup.part][[row_of(tables, spec, number, i) for i in ids[:, t].tolist()]]
+            for number, lookup in enumerate(spec.lookups)
+        ]
+        vector = read[0] if len(read) == 1 else COMBINE[spec.combination](*read)
+        total = total + (vector * weight[:, t]).sum()
     total.backward()
     for name, parameter in tables.named_parameters():
         torch.testing.assert_close(got[name], parameter.grad, atol=1e-5, rtol=1e-4, msg=name)
@@ -157,7 +193,7 @@ def test_weighted_pooling_with_composed_tables_is_refused():
 def test_options_leave_the_main_generator_where_plain_tables_leave_it(variant):
     def state_after(name):
         rng = np.random.RandomState(5)
-        dim = 8 if "concat" not in variant else 16  # concat doubles the width that the model sees
+        dim = 8 if "qr concat" not in variant else 16  # which doubles the width that the model sees
         plan = plan_tables(ROWS, 8, **VARIANTS[name]) if name != "plain" else plan_tables(ROWS, dim)
         initialize_tables(EmbeddingTables(plan, unknown=True), rng, 5, "normal")
         return rng.get_state()[1:3]
@@ -197,12 +233,13 @@ def test_unknown_rows_become_the_mean_of_the_trained_rows(variant):
     trained[3][:] = False
     set_unknown_rows(tables, trained)
     for t, spec in enumerate(tables.specs):
-        if spec.collisions:
-            continue
-        rows = stored(tables, t, "rows")
-        expected = rows[: spec.rows][trained[t]].mean(dim=0) if trained[t].any() else torch.zeros(rows.shape[1])
-        torch.testing.assert_close(rows[spec.rows], expected, atol=1e-6, rtol=1e-5)
-        assert not rows[spec.rows + 1].any()  # the padding row stays zero
+        for part, counted in spec.parts.items():
+            rows = stored(tables, t, part)
+            numbers = [number for number, lookup in enumerate(spec.lookups) if lookup.part == part]
+            read = {row_of(tables, spec, number, i) for i in np.flatnonzero(trained[t]) for number in numbers}
+            expected = rows[sorted(read)].mean(dim=0) if read else torch.zeros(rows.shape[1])
+            torch.testing.assert_close(rows[counted], expected, atol=1e-6, rtol=1e-5)
+            assert not rows[counted + 1].any()  # the padding row stays zero
 
 
 def test_unknown_row_of_added_parts_is_the_mean_of_the_parts():

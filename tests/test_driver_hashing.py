@@ -1,0 +1,230 @@
+"""The driver with fewer rows than ids: maps learned, kept, served and refused."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from hashing import load_maps, method_names
+from mlet.checkpoint import load_checkpoint
+
+BASE = (
+    "--data-generation=dataset --data-set=kaggle --arch-sparse-feature-size=4 --arch-mlp-bot=13-8-4 "
+    "--arch-mlp-top=8-1 --loss-function=bce --mini-batch-size=64 --print-freq=1000 --metrics-file=run.jsonl "
+    "--optimizer=adam --learning-rate=0.01 --hash-min-rows=50 --hash-compression=4 --processed-data-file=store"
+)
+
+
+def run(driver, small_tsv, flags):
+    result = driver(f"{BASE} {flags}", "--raw-data-file", small_tsv)
+    assert result.code == 0, result.err
+    return result
+
+
+def refused(driver, small_tsv, flags):
+    result = driver(f"{BASE} {flags}", "--raw-data-file", small_tsv)
+    assert result.code == 2 and len(result.err.splitlines()) == 1, result.err
+    return result.err
+
+
+def losses(result):
+    return [event["loss"] for event in result.events if event["event"] == "train"]
+
+
+MLET = "--mlet-inner-dim=6 --nepochs=2 --arch-model=deepfm"
+SERVED = [
+    *(("modulo", ""), ("cce", MLET), ("learned", MLET)),
+    *(pytest.param(method, more, marks=pytest.mark.slow) for method in method_names() for more in ("", MLET)),
+]
+
+
+@pytest.mark.parametrize(("method", "more"), SERVED)
+def test_every_method_trains_and_is_served_by_its_onnx_file(driver, small_tsv, method, more):
+    """The exported file, with its vocabulary alone, scores raw rows as the trained model does."""
+    if method == "graph":
+        pytest.importorskip("sknetwork", reason="graph needs scikit-network")
+    result = run(driver, small_tsv, f"--hash-method={method} --hash-report --save-onnx=m.onnx {more}")
+    event = result.events[-1]
+    lines = small_tsv.read_text().splitlines()[1950:2100]
+    raw = result.folder / "rows.txt"
+    raw.write_text("\n".join(line.split("\t", 1)[1] for line in lines) + "\n")  # without labels
+    assert driver(f"--predict={raw} --load-onnx=m.onnx --predictions=scores.txt").code == 0
+    scores = np.loadtxt(result.folder / "scores.txt")
+    labels = [int(line[0]) for line in lines]
+    # the reference's split: the second half of the last day is validation
+    assert event["val"]["samples"] == 150
+    assert roc_auc_score(labels, scores) == pytest.approx(event["val"]["auc"], abs=1e-6)
+    for each in event["hash"].values():
+        assert each["rows"] <= each["ids"] / 4 + 1 and each["bytes_after"] < each["bytes_before"]
+        assert 0 <= each["largest_share"] <= 1 and 0 <= each["colliding_share"] <= 1
+    assert "colliding" in result.out
+
+
+def test_bytes_hold_rows_and_maps(driver, small_tsv):
+    plain = run(driver, small_tsv, "").events[-1]["inference_bytes"]
+    modulo = run(driver, small_tsv, "--hash-method=modulo --hash-report").events[-1]
+    stored = run(driver, small_tsv, "--hash-method=frequency --hash-report").events[-1]
+    gone = sum(4 * 4 * (each["ids"] - each["rows"]) for each in modulo["hash"].values())
+    assert modulo["inference_bytes"] == plain - gone
+    maps = sum(4 * each["ids"] for each in stored["hash"].values())
+    assert stored["inference_bytes"] == plain - gone + maps
+
+
+@pytest.mark.parametrize("method", ["learned", "frequency", "double", "cce"])
+def test_a_map_file_gives_the_same_run(driver, small_tsv, method):
+    flags = f"--hash-method={method} --hash-map-file=maps.safetensors"
+    first = run(driver, small_tsv, flags)
+    again = run(driver, small_tsv, flags)
+    without = run(driver, small_tsv, f"--hash-method={method}")
+    assert losses(first) == losses(again) == losses(without)
+    assert "Hash maps: maps.safetensors" in again.out and "stage 1" not in again.out
+
+
+def test_learning_only_writes_the_file(driver, small_tsv):
+    flags = "--hash-method=learned --hash-map-file=maps.safetensors"
+    result = run(driver, small_tsv, f"{flags} --hash-learn-only --hash-dim=2")
+    assert "stage 1: a model of width 2" in result.out and not result.events
+    maps, about = load_maps(result.folder / "maps.safetensors")
+    assert about["history"] == [0.0, 0.5] and about["labels"]
+    assert all(id_map.method == "learned" and id_map.nbytes == 4 * id_map.ids for id_map in maps.values())
+    run(driver, small_tsv, flags)
+
+
+def test_a_checkpoint_of_the_history_gives_the_same_maps(driver, small_tsv):
+    """Stage 1 is a plain run on the first rows, and may be one of the user's."""
+    run(driver, small_tsv, "--train-share=0-0.5 --save-model=history")
+    apart = run(driver, small_tsv, "--hash-method=learned --hash-embeddings=history --hash-map-file=a.maps")
+    once = run(driver, small_tsv, "--hash-method=learned --hash-map-file=b.maps")
+    assert losses(apart) == losses(once)
+    one, other = load_maps(apart.folder / "a.maps")[0], load_maps(apart.folder / "b.maps")[0]
+    assert {name: m.checksum() for name, m in one.items()} == {name: m.checksum() for name, m in other.items()}
+
+
+def test_history_is_left_out_of_training(driver, small_tsv):
+    """1,800 training rows: half of them teach the map, the others the model."""
+    batches = {"": 29, "--hash-method=frequency": 29, "--hash-method=learned": 15, "--train-share=0.9-1": 3}
+    for flags, expected in batches.items():
+        assert f"it {expected}/{expected} of epoch 0" in run(driver, small_tsv, flags).out
+    allowed = run(driver, small_tsv, "--hash-method=learned --hash-history=1 --hash-overlap=allow")
+    assert "it 29/29 of epoch 0" in allowed.out.split("stage 1")[1].split("learned from")[1]
+    shared = "--hash-method=learned --hash-map-file=m --train-share"
+    assert "overlaps the rows 0-0.5" in refused(driver, small_tsv, f"{shared}=0.3-1")
+    run(driver, small_tsv, f"{shared}=0.75-1")
+
+
+def test_a_map_learned_on_the_rows_trained_on_carries_their_labels(tmp_path, driver):
+    """Labels are noise: honest maps learn nothing, leaking ones fit the training rows and are worse on new ones."""
+    rng = np.random.default_rng(0)
+    rows = 4200
+    path = tmp_path / "noise.txt"
+    with open(path, "w") as file:
+        for _ in range(rows):
+            ids = [f"{value:08x}" for value in rng.integers(0, 3000, 26)]
+            file.write("\t".join([str(rng.integers(0, 2)), *["1"] * 13, *ids]) + "\n")
+    base = (
+        BASE.replace("--hash-compression=4", "--hash-compression=50")
+        + " --hash-method=learned --hash-option=private=0 --emb-learning-rate-multiplier=5 --nepochs=2"
+    )
+    results = {}
+    for name, flags in (("honest", ""), ("leaking", "--hash-history=1 --hash-overlap=allow")):
+        result = driver(f"{base} {flags}", "--raw-data-file", path)
+        assert result.code == 0, result.err
+        results[name] = losses(result)[-1], result.events[-1]["test"]["logloss"]
+    assert results["leaking"][0] < results["honest"][0] - 0.1
+    assert results["leaking"][1] > results["honest"][1] + 0.1
+
+
+def test_hashing_leaves_other_weights_and_the_order_alone(driver, small_tsv):
+    states = []
+    for name, flags in (("plain", ""), ("hashed", "--hash-method=universal")):
+        result = run(driver, small_tsv, f"{flags} --learning-rate=0 --save-model={name}")
+        states.append(load_checkpoint(result.folder / name / "last")[0])
+    for name, value in states[0].items():
+        if not name.startswith("tables."):
+            assert value.equal(states[1][name]), name
+
+
+@pytest.mark.parametrize("method", ["cce", "learned"])
+def test_a_resumed_run_is_the_uninterrupted_one(driver, small_tsv, method):
+    flags = f"--hash-method={method} --hash-map-file=maps --mlet-inner-dim=6"
+    whole = run(driver, small_tsv, f"{flags} --nepochs=3 --save-model=whole")
+    run(driver, small_tsv, f"{flags} --nepochs=1 --save-model=part")
+    run(driver, small_tsv, f"{flags} --nepochs=3 --resume=part")
+    one, other = (load_checkpoint(whole.folder / name / "last")[0] for name in ("whole", "part"))
+    assert one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
+
+
+def test_clusters_between_epochs_move_ids(driver, small_tsv):
+    run(driver, small_tsv, "--hash-method=cce --hash-map-file=maps --nepochs=1 --save-model=one")
+    result = run(driver, small_tsv, "--hash-method=cce --hash-map-file=maps --nepochs=2 --save-model=two")
+    one, two = (load_checkpoint(result.folder / name / "last")[0] for name in ("one", "two"))
+    assert not one["tables.maps.rows0"].equal(two["tables.maps.rows0"])
+    start = np.concatenate([m.lookups[0] for m in load_maps(result.folder / "maps")[0].values()])
+    assert np.array_equal(one["tables.maps.rows0"].numpy(), start)
+
+
+def test_tables_of_few_bits_stand_behind_maps(driver, small_tsv):
+    run(driver, small_tsv, "--hash-method=learned --hash-map-file=maps --save-model=m")
+    flags = "--hash-method=learned --hash-map-file=maps --load-model=m --inference-only --save-onnx=q.onnx"
+    plain = run(driver, small_tsv, flags).events[-1]
+    for bits in (16, 4):
+        event = run(driver, small_tsv, f"{flags} --quantize-emb-with-bit={bits}").events[-1]
+        assert event["test"]["auc"] == pytest.approx(plain["test"]["auc"], abs=0.02)
+        assert event["onnx"]["auc"] == pytest.approx(event["test"]["auc"], abs=1e-4)
+        assert event["inference_bytes"] < plain["inference_bytes"]
+
+
+BAD = {
+    "--hash-method=modulo --hash-min-rows=100000": "no table has more than --hash-min-rows=100000",
+    "--hash-method=modulo --hash-option=private=1": "modulo has no option 'private'",
+    "--hash-method=frequency --hash-option=private=x": "is no number like 0.5",
+    "--hash-method=frequency --hash-option=private=1": "table C",
+    "--hash-map-file=maps": "--hash-map-file needs --hash-method",
+    "--hash-method=learned --hash-history=0": "has no rows to learn from",
+    "--hash-method=learned --hash-history=1": "leaves no rows to train on",
+    "--hash-method=modulo --hash-embeddings=x": "it is for methods that need one",
+    "--hash-method=learned --hash-embeddings=x": "x",
+    "--hash-method=modulo --qr-flag": "works without --qr-flag",
+    "--hash-method=modulo --weighted-pooling=learned": "plain tables",
+    "--hash-method=modulo --hash-learn-only": "name one",
+    "--hash-method=modulo --hash-map-file=garbage": "garbage cannot be read as id maps",
+    "--hash-method=quotient-remainder --hash-compression=1000000": "needs 2 rows",
+    "--train-share=0.5": "FROM-TO",
+    "--train-share=0.00001-0.00002": "no training rows in the share",
+}
+
+
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input_is_one_line(driver, small_tsv, tmp_path, flags):
+    (tmp_path / "garbage").write_bytes(b"not maps")
+    assert BAD[flags] in refused(driver, small_tsv, flags)
+    assert (tmp_path / "garbage").read_bytes() == b"not maps" and not (tmp_path / "maps").exists()
+
+
+def test_a_map_of_other_data_or_other_wishes_is_refused(driver, small_tsv):
+    flags = "--hash-method=frequency --hash-map-file=maps"
+    result = run(driver, small_tsv, flags)
+    before = (result.folder / "maps").read_bytes()
+    assert "was made for other data" in refused(driver, small_tsv, f"{flags} --vocabulary-min-count=2")
+    assert "made with --hash-compression=4.0" in refused(driver, small_tsv, f"{flags} --hash-compression=5")
+    assert "made with --hash-method=frequency" in refused(driver, small_tsv, flags.replace("frequency", "modulo"))
+    assert "not --hash-history=0.5" in refused(driver, small_tsv, f"{flags} --hash-history=0.5")
+    assert (result.folder / "maps").read_bytes() == before
+    damaged = bytearray(before)
+    damaged[-3] ^= 255
+    (result.folder / "maps").write_bytes(damaged)
+    assert "maps is damaged" in refused(driver, small_tsv, flags)
+
+
+def test_a_table_that_only_the_test_rows_fill_is_refused(driver, small_tsv, tmp_path):
+    lines = [line.split("\t") for line in small_tsv.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line[14 + 8] = f"{number:08x}" if number >= 1800 else ""  # C9
+    path = tmp_path / "late.txt"
+    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
+    result = driver(f"{BASE} --hash-method=frequency --hash-history=0.5", "--raw-data-file", path)
+    # the missing value is an id of its own, which the history has: only rows with no id at all are none
+    assert result.code == 0
+    store = json.loads((tmp_path / "store" / "schema.json").read_text())
+    assert store["tables"]["C9"] > 200
