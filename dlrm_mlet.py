@@ -38,6 +38,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -193,12 +195,13 @@ def add_hash_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="maps are written there; if it exists, they are read instead",
     )
-    add("--hash-history", type=number(0, 1), default=None, metavar="SHARE",
-        help="first share of the training rows: maps are learned from it, and the model is trained on the rest; "
+    add("--hash-history", type=history_range, default=None, metavar="SHARE",
+        help="first share of the training rows, or FROM-TO: maps are learned from it, the model from the rest; "
         "default 0.5 for maps that need an embedding, which carries labels; else 0: counts of all")  # fmt: skip
     add("--hash-dim", type=at_least(1), default=4, metavar="D", help="width of the model that learns the embedding")
-    add("--hash-embeddings", default="", metavar="DIR",
-        help="take the embedding from this checkpoint, trained with its own --train-share, instead")  # fmt: skip
+    add("--hash-embeddings", default="", metavar="PATH",
+        help="take the embedding from a checkpoint, trained with its own --train-share, or from a safetensors file: "
+        "[ids, width] a table, rows in the order of ids; labels of the training rows must not be in it")  # fmt: skip
     add("--hash-overlap", choices=("refuse", "allow"), default="refuse",
         help="allow: train on rows whose labels the map has learned, too (it ruins the model; a control)")  # fmt: skip
     add("--hash-learn-only", **boolean(), help="write --hash-map-file and stop")
@@ -385,6 +388,13 @@ def share_range(text: str) -> list[float]:
     return bounds
 
 
+def history_range(text: str) -> list[float]:
+    """0.5 -> [0, 0.5], 0.5-1 -> [0.5, 1]; 0 is no range."""
+    if "-" in text:
+        return share_range(text)
+    return [0.0, share] if (share := number(0, 1)(text)) else []
+
+
 def dashed_ints(text: str) -> list[int]:
     """13-512-16 -> [13, 512, 16], each at least 1."""
     return [at_least(1)(word) for word in text.split("-")]
@@ -493,19 +503,19 @@ def check_hashing(flags: argparse.Namespace) -> None:
         raise ValueError(
             "--hash-embeddings brings embedding and history: it is for methods that need one, without --hash-history"
         )
-    if "vectors" in needs and history_share(flags) == 0 and not flags.hash_embeddings:
+    if "vectors" in needs and not history_of(flags) and not flags.hash_embeddings:
         raise ValueError(
             f"--hash-method={method} with --hash-history=0 has no rows to learn from: give a share of the training rows"
         )
-    if history_share(flags) == 1 and flags.hash_overlap == "refuse" and not flags.hash_learn_only:
+    if history_of(flags) == [0, 1] and flags.hash_overlap == "refuse" and not flags.hash_learn_only:
         raise ValueError("--hash-history=1 leaves no rows to train on: give a smaller share, or --hash-overlap=allow")
 
 
-def history_share(flags: argparse.Namespace) -> float:
-    """First share of the training rows that maps are learned from; 0: labels play no part, all rows are counted."""
+def history_of(flags: argparse.Namespace) -> list[float] | None:
+    """Share FROM, TO of the training rows that maps are learned from; None: labels play no part, all are counted."""
     if flags.hash_history is not None:
-        return flags.hash_history
-    return 0.5 if "vectors" in hashing.method_needs(flags.hash_method) else 0.0
+        return flags.hash_history or None
+    return [0.0, 0.5] if "vectors" in hashing.method_needs(flags.hash_method) else None
 
 
 def check_model_options(flags: argparse.Namespace) -> None:
@@ -749,19 +759,18 @@ def choose_rows(flags: argparse.Namespace, data: Data, about: dict) -> Data:
 
 def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[dict[str, hashing.IdMap], dict]:
     """Fit the maps of all tables that are large enough. Returns them and what they come from."""
-    method, share = flags.hash_method, history_share(flags)
+    method, history, vectors = flags.hash_method, history_of(flags), None
     needs = hashing.method_needs(method)
     large = {name: n for name, n in data.tables.items() if n > flags.hash_min_rows}
     if not large:
         raise ValueError(f"--hash-method={method}: no table has more than --hash-min-rows={flags.hash_min_rows} ids")
-    history, vectors = [0.0, share] if share else None, None
     if flags.hash_embeddings:
-        vectors, history = vectors_of_checkpoint(flags.hash_embeddings, data)
+        vectors, history = given_vectors(flags.hash_embeddings, data, list(large))
     rows = part_of(data, history) if history else data.train_rows
     if "vectors" in needs and vectors is None:
         vectors = learn_vectors(flags, data, rows, device)
     counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
-    print(f"Hash maps: {method} for {len(large)} tables" + (f", learned from {len(rows)} rows" if needs else ""))
+    print(f"Hash maps: method {method}, {len(large)} tables" + (f", fitted to {len(rows)} rows" if needs else ""))
     maps = {}
     for t, (name, n) in enumerate(data.tables.items()):
         if name in large:
@@ -775,7 +784,8 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
                 seed=(flags.numpy_rand_seed * 4099 + t) % (1 << 32),
             )
             maps[name] = hashing.fit_map(method, request, **hashing.parse_options(method, flags.hash_option))
-    about = {"store": data.key, "history": history, "labels": "vectors" in needs, "asked": asked_of_maps(flags)}
+    labels = "vectors" in needs and history is not None
+    about = {"store": data.key, "history": history, "labels": labels, "asked": asked_of_maps(flags)}
     return maps, about
 
 
@@ -802,12 +812,8 @@ def check_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.Id
     for flag, asked in asked_of_maps(flags).items():
         if about["asked"][flag] != asked:
             raise ValueError(f"{path} was made with {flag}={about['asked'][flag]}, this run asks for {asked}")
-    if flags.hash_history is not None and about["history"] != (
-        [0.0, flags.hash_history] if flags.hash_history else None
-    ):
-        raise ValueError(
-            f"{path} was learned from the share {about['history']}, not --hash-history={flags.hash_history}"
-        )
+    if flags.hash_history is not None and about["history"] != history_of(flags):
+        raise ValueError(f"{path} was learned from the share {about['history']}, not {history_of(flags)}")
 
 
 def learn_vectors(
@@ -846,9 +852,18 @@ def vectors_of(model: nn.Module) -> dict[str, np.ndarray]:
     return vectors
 
 
-def vectors_of_checkpoint(directory: str, data: Data) -> tuple[dict[str, np.ndarray], list[float]]:
-    """The embedding of a checkpoint of the same data, and the share of the training rows that it was trained on."""
-    source = find_checkpoint(directory, "best", "last")
+def given_vectors(path: str, data: Data, tables: Sequence[str]) -> tuple[dict[str, np.ndarray], list[float] | None]:
+    """The embedding that --hash-embeddings names, and the share of the training rows whose labels are in it."""
+    if Path(path).is_file():
+        try:
+            vectors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is neither a checkpoint nor a safetensors file: {error}") from None
+        for table in tables:
+            if table not in vectors:
+                raise ValueError(f"{path} has no embedding of table {table} (it has: {', '.join(sorted(vectors))})")
+        return vectors, None
+    source = find_checkpoint(path, "best", "last")
     tensors, state = checkpoint.load_checkpoint(source)
     check_same_data(source, state, data)
     model = model_from_config(state["model"])

@@ -243,25 +243,40 @@ Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
 
 
 def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
-    """Run a study and print its table, which is also written to WORK/table.md. Returns the exit code.
+    """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
+    return run_study(base, [method for method in methods if method.name in flags.only], flags, table, derive)
+
+
+def run_study(
+    base: str,
+    methods: Sequence[Method],
+    flags: argparse.Namespace,
+    render: Callable[[Sequence[Outcome]], str],
+    derive: Derive | None = None,
+    prepare: Callable[[Study], None] | None = None,
+) -> int:
+    """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
 
     Args:
         base: flags of all runs, before those behind --.
-        methods: what is compared; the first is the rival that differences are taken against.
+        methods: what is compared.
         flags: see `parse`.
+        render: Markdown of the outcomes, see `table`.
         derive: makes further outcomes of the saved models.
+        prepare: called once the data is prepared.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
-    methods = [method for method in methods if method.name in flags.only]
     base = f"{base} {flags.more}".strip()
     study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
         study.check_record(methods)
         study.prepare()
+        if prepare:
+            prepare(study)
         outcomes = study.run_all(methods)
         outcomes += derive(study, outcomes) if derive else []
-        text = table(outcomes)
+        text = render(outcomes)
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -43,6 +43,8 @@ TERM_SHARES = (0.20, 0.15, 0.65)  # of the variance: integers, ids, pairs of ids
 FIELD_CHARACTERS = 10  # a tab, then a sign and eight digits, or eight hexadecimal digits
 TEACHER_SUFFIX = ".teacher.npy"
 ID_BITS = 24  # of a token's 32; the others tell the tables apart
+_MULTIPLIERS = 0x85EBCA6B, 0xC2B2AE35  # of the tokens' hash (MurmurHash3's last steps)
+_INVERSES = tuple(pow(multiplier, -1, 1 << 32) for multiplier in _MULTIPLIERS)
 
 
 class Dense(NamedTuple):
@@ -228,6 +230,28 @@ def _points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
     return (parts - np.float32(32767.5)) * np.float32(12**0.5 / 65536)
 
 
+def planted_points(seed: int, table: int, tokens: np.ndarray) -> np.ndarray:
+    """What the teacher knows of the ids of one table: their centred points, float32 [n, RANK].
+
+    Ids with near points are alike to it: clusters of these are the best maps to fewer rows that there can be.
+
+    Args:
+        seed: of the data. table: 0 for the first categorical column. tokens: its raw values as numbers, uint32 [n]; 0
+            (a missing value) has the point 0, as all ids of a table that says nothing.
+    """
+    mixed = tokens.astype(np.uint32)
+    for inverse, shift in ((_INVERSES[1], 16), (_INVERSES[0], 13)):
+        mixed = (
+            mixed ^ (mixed >> np.uint32(shift)) ^ (mixed >> np.uint32(2 * shift) if 2 * shift < 32 else np.uint32(0))
+        )
+        mixed = mixed * np.uint32(inverse)
+    mixed = mixed ^ (mixed >> np.uint32(16))
+    ids = (mixed - (np.uint32(table) << np.uint32(ID_BITS))).astype(np.int64) - 1
+    teacher = _make_teacher(seed)
+    points = _points(teacher.keys[table], ids) - teacher.centres[table]
+    return (points * ((tokens > 0) & TABLES[table].informative)[:, None]).astype(np.float32)
+
+
 def _format_rows(labels: np.ndarray, features: Features) -> bytes:
     """Return the rows as text: fields are laid out at full width, then unused (zero) bytes are dropped."""
     n, integers = features.integers.shape
@@ -256,8 +280,8 @@ def _tokens(ids: np.ndarray) -> np.ndarray:
     """Return tokens, uint32 [n, T], by a bijective hash: no two ids share one, and none reads as missing."""
     tables = np.arange(ids.shape[1], dtype=np.uint32) << np.uint32(ID_BITS)
     mixed = tables + (ids + 1).astype(np.uint32)
-    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(_MULTIPLIERS[0])
+    mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(_MULTIPLIERS[1])
     return mixed ^ (mixed >> np.uint32(16))
 
 

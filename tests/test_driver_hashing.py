@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
+from data_utils import Store
 from hashing import load_maps, method_names
 from mlet.checkpoint import load_checkpoint
 
@@ -101,13 +103,38 @@ def test_a_checkpoint_of_the_history_gives_the_same_maps(driver, small_tsv):
     assert {name: m.checksum() for name, m in one.items()} == {name: m.checksum() for name, m in other.items()}
 
 
+def test_an_embedding_from_anywhere(driver, small_tsv):
+    """Ids that the file puts at one point share a row; it comes from no labels, so all rows are trained on."""
+    first = run(driver, small_tsv, "--prepare-only")
+    tables = json.loads((first.folder / "store" / "schema.json").read_text())["tables"]
+    groups = {name: np.arange(n) % max(1, n // 4) for name, n in tables.items()}
+    points = {name: np.stack([np.cos(g), np.sin(g), g], axis=1).astype(np.float32) for name, g in groups.items()}
+    save_file(points, first.folder / "points.safetensors")
+    flags = "--hash-method=learned-embedding --hash-embeddings=points.safetensors --hash-map-file=maps"
+    result = run(driver, small_tsv, flags)
+    assert "it 29/29 of epoch 0" in result.out
+    for name, id_map in load_maps(first.folder / "maps")[0].items():
+        rows, group = id_map.lookups[0], groups[name]
+        counts = Store(first.folder / "store").counts_of(name)[:-1] > 0
+        together = [
+            len(set(rows[counts & (group == g)])) for g in range(group.max() + 1) if (counts & (group == g)).any()
+        ]
+        assert np.mean(np.array(together) == 1) > 0.9
+    save_file({"C1": points["C1"]}, first.folder / "few.safetensors")
+    assert "has no embedding of table C" in refused(
+        driver, small_tsv, "--hash-method=learned --hash-embeddings=few.safetensors"
+    )
+
+
 def test_history_is_left_out_of_training(driver, small_tsv):
     """1,800 training rows: half of them teach the map, the others the model."""
     batches = {"": 29, "--hash-method=frequency": 29, "--hash-method=learned": 15, "--train-share=0.9-1": 3}
     for flags, expected in batches.items():
         assert f"it {expected}/{expected} of epoch 0" in run(driver, small_tsv, flags).out
     allowed = run(driver, small_tsv, "--hash-method=learned --hash-history=1 --hash-overlap=allow")
-    assert "it 29/29 of epoch 0" in allowed.out.split("stage 1")[1].split("learned from")[1]
+    assert "it 29/29 of epoch 0" in allowed.out.split("stage 1")[1].split("fitted to")[1]
+    later = run(driver, small_tsv, "--hash-method=learned --hash-history=0.75-1 --hash-map-file=later")
+    assert "it 22/22 of epoch 0" in later.out and load_maps(later.folder / "later")[1]["history"] == [0.75, 1.0]
     shared = "--hash-method=learned --hash-map-file=m --train-share"
     assert "overlaps the rows 0-0.5" in refused(driver, small_tsv, f"{shared}=0.3-1")
     run(driver, small_tsv, f"{shared}=0.75-1")
@@ -209,7 +236,7 @@ def test_a_map_of_other_data_or_other_wishes_is_refused(driver, small_tsv):
     assert "was made for other data" in refused(driver, small_tsv, f"{flags} --vocabulary-min-count=2")
     assert "made with --hash-compression=4.0" in refused(driver, small_tsv, f"{flags} --hash-compression=5")
     assert "made with --hash-method=frequency" in refused(driver, small_tsv, flags.replace("frequency", "modulo"))
-    assert "not --hash-history=0.5" in refused(driver, small_tsv, f"{flags} --hash-history=0.5")
+    assert "share None, not [0.0, 0.5]" in refused(driver, small_tsv, f"{flags} --hash-history=0.5")
     assert (result.folder / "maps").read_bytes() == before
     damaged = bytearray(before)
     damaged[-3] ^= 255
@@ -217,14 +244,17 @@ def test_a_map_of_other_data_or_other_wishes_is_refused(driver, small_tsv):
     assert "maps is damaged" in refused(driver, small_tsv, flags)
 
 
-def test_a_table_that_only_the_test_rows_fill_is_refused(driver, small_tsv, tmp_path):
-    lines = [line.split("\t") for line in small_tsv.read_text().splitlines()]
-    for number, line in enumerate(lines):
-        line[14 + 8] = f"{number:08x}" if number >= 1800 else ""  # C9
-    path = tmp_path / "late.txt"
-    path.write_text("\n".join("\t".join(line) for line in lines) + "\n")
-    result = driver(f"{BASE} --hash-method=frequency --hash-history=0.5", "--raw-data-file", path)
-    # the missing value is an id of its own, which the history has: only rows with no id at all are none
-    assert result.code == 0
-    store = json.loads((tmp_path / "store" / "schema.json").read_text())
-    assert store["tables"]["C9"] > 200
+def test_a_table_that_only_later_rows_fill_is_refused(driver, tmp_path):
+    """Bags that are empty in all of the history: there is nothing to learn a map of this table from."""
+    rows = 600
+    lines = ["label,user,tags,part"]
+    for number in range(rows):
+        tags = "" if number < 500 else f"t{number}|t{number + 1}"
+        lines.append(f"{number % 2},u{number % 100},{tags},{'train' if number < 500 else ('val', 'test')[number % 2]}")
+    (tmp_path / "clicks.csv").write_text("\n".join(lines) + "\n")
+    schema = {"files": "clicks.csv", "labels": ["label"], "categorical": ["user"], "multi_hot": {"tags": "|"}}
+    schema["split"] = {"by": "column", "column": "part"}
+    (tmp_path / "clicks.json").write_text(json.dumps(schema))
+    flags = BASE.replace("--data-set=kaggle", "--data-set=schema")
+    result = driver(f"{flags} --hash-method=frequency", "--raw-data-file", tmp_path / "clicks.json")
+    assert result.code == 2 and "table tags: none of its" in result.err

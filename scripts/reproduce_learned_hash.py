@@ -1,0 +1,180 @@
+"""The study of scripts/reproduce_learned_hash.sh, which says how to run it."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from study import AUTHORS_BASE, Method, Outcome, Study, difference, parse, run_study, spread
+
+LATER, ALL = "--hash-history=0.5", "--hash-history=0"
+# name -> flags; those that need no embedding can be fitted to all rows, too
+RIVALS = ("modulo", "double", "frequency", "frequency-double", "quotient-remainder", "graph", "learned-frequency")
+LEARNED = ("learned-embedding", "learned", "learned-weighted", "learned-coordinate")
+BUDGETS = (2, 10, 100, 1000)
+GIVE_UP_HISTORY = (*LEARNED, "planted")
+PLANTED = "planted.safetensors"
+BASE = (
+    f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --emb-learning-rate-multiplier=10 --mini-batch-size=512 "
+    "--hash-report"
+)
+SETS = {
+    "criteo": "--data-set=kaggle",
+    "synthetic": "--data-set=criteo-synthetic --synthetic-rows=1000000",
+    "movielens-1m": "--data-set=movielens-1m",
+    "globo": "--data-set=globo",
+}
+
+
+def methods_of(name: str, only: Sequence[str], budgets: Sequence[int], work: Path) -> list[Method]:
+    """Every cell: a method, a budget, and the rows trained on. The uncompressed models come first."""
+    wanted = [*RIVALS, *LEARNED, *(["planted"] if name == "synthetic" else [])]
+    cells = [Method("full.later", "--train-share=0.5-1"), Method("full.all")] if "full" in only else []
+    for budget in budgets:
+        for method in (method for method in wanted if method in only):
+            flags = f"--hash-method={method} --hash-compression={budget}"
+            if method == "planted":
+                given = f"--hash-embeddings={shlex.quote(str(work / PLANTED))} --train-share=0.5-1"
+                flags = f"--hash-method=learned-embedding --hash-compression={budget} {given}"
+                cells.append(Method(f"planted.{budget}.later", flags))
+                continue
+            cells.append(Method(f"{method}.{budget}.later", f"{flags} {LATER}"))
+            if method in RIVALS:
+                cells.append(Method(f"{method}.{budget}.all", f"{flags} {ALL}"))
+    return cells
+
+
+def write_planted(study: Study) -> None:
+    """What the planted teacher knows of each id, as an embedding for --hash-embeddings."""
+    import polars as pl
+    from safetensors.numpy import save_file
+
+    from data_utils import Store
+    from sources.synthetic import planted_points
+
+    store = Store(study.work / "store")
+    points = {}
+    for number, table in enumerate(store.tables):
+        tokens = pl.read_parquet(store.directory / "vocabulary" / f"{table}.parquet")["value"].to_numpy()
+        points[table] = planted_points(0, number, tokens.astype(np.uint32))
+    save_file(points, study.work / PLANTED)
+
+
+def name_of(outcome: Outcome) -> tuple[str, str, str]:
+    """Method, budget ("1" for the uncompressed model), rows trained on."""
+    parts = outcome.method.name.split(".")
+    return (parts[0], "1", parts[1]) if len(parts) == 2 else (parts[0], parts[1], parts[2])
+
+
+def numbers(outcome: Outcome) -> dict[str, float | str | int]:
+    """One line of cells.csv; collisions are means over the tables that have a map, weighted by nothing."""
+    method, budget, rows = name_of(outcome)
+    results = list(outcome.results.values())
+    report = [each for result in results for each in (result["hash"] or {}).values()]
+    mean = {key: statistics.mean(each[key] for each in report) if report else 0.0 for key in COLLISIONS}
+    auc, ne = outcome.values("auc"), outcome.values("ne")
+    return {
+        "method": method, "compression": budget, "rows": rows, "seeds": len(results),
+        "auc": statistics.mean(auc), "auc_std": statistics.stdev(auc) if len(auc) > 1 else 0.0,
+        "ne": statistics.mean(ne), "ne_std": statistics.stdev(ne) if len(ne) > 1 else 0.0,
+        "inference_mb": results[0]["inference_bytes"] / 1e6,
+        "map_mb": sum(each["map_bytes"] for each in (results[0]["hash"] or {}).values()) / 1e6, **mean,
+    }  # fmt: skip
+
+
+COLLISIONS = ("colliding_share", "largest_share")
+
+
+def tables_of(outcomes: Sequence[Outcome]) -> str:
+    """One Markdown table a comparison and budget, each method against modulo of the same."""
+    text = []
+    for rows, title in (("later", "All train on the later half"), ("all", "Rivals train on all rows")):
+        for budget in dict.fromkeys(name_of(each)[1] for each in outcomes):
+            of_budget = [each for each in outcomes if name_of(each)[1] == budget]
+            inside = [each for each in of_budget if rows == name_of(each)[2] or name_of(each)[0] in GIVE_UP_HISTORY]
+            if not inside:
+                continue
+            first = next((each for each in inside if name_of(each)[0] == "modulo"), inside[0])
+            text += [f"### {title}, " + (f"1/{budget} of the rows" if budget != "1" else "a row an id"), ""]
+            text += [f"| method | test AUC | NE | AUC - {name_of(first)[0]} (95 %) | collide | MB | of it map |"]
+            text += ["|---|---|---|---|---|---|---|"]
+            for each in inside:
+                cell = numbers(each)
+                text.append(
+                    f"| {name_of(each)[0]} | {spread(each.values('auc'))} | {spread(each.values('ne'))} | "
+                    f"{difference(first, each)} | {cell['colliding_share']:.0%} | {cell['inference_mb']:.2f} | "
+                    f"{cell['map_mb']:.2f} |"
+                )
+            text.append("")
+    return "\n".join(text)
+
+
+def draw(cells: Sequence[dict], path: Path) -> str:
+    """AUC against rows and against bytes; returns what was drawn, or why not."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "No picture: it needs pip install matplotlib."
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        line = [cell for cell in cells if cell["method"] == method and cell["rows"] == "later"]
+        style = {"marker": "o", "label": method, "linestyle": "-" if method not in RIVALS else "--"}
+        axes[0].plot([1 / float(cell["compression"]) for cell in line], [cell["auc"] for cell in line], **style)
+        axes[1].plot([cell["inference_mb"] for cell in line], [cell["auc"] for cell in line], **style)
+    axes[0].set(xscale="log", xlabel="rows / ids", ylabel="test AUC", title="equal rows")
+    axes[1].set(xscale="log", xlabel="inference MB, maps included", title="equal bytes")
+    axes[1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return f"Picture: {path}"
+
+
+def main() -> int:
+    """Run the study on the command line's data."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETS else ""
+    budgets = take_budgets()
+    choices = ["full", *RIVALS, *LEARNED, "planted"]
+    flags = parse(f"{__doc__}First {', '.join(SETS)}, then the data.", "1 2 3 4 5", choices)
+    if not name or (not flags.data and name != "synthetic"):
+        print(f"error: first {', '.join(SETS)}, then its data (synthetic: none)", file=sys.stderr)
+        return 2
+    base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
+
+    def render(outcomes: Sequence[Outcome]) -> str:
+        cells = [numbers(each) for each in outcomes]
+        with open(flags.work / "cells.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, cells[0].keys())
+            writer.writeheader()
+            writer.writerows(cells)
+        return f"{tables_of(outcomes)}\n{draw(cells, flags.work / 'budgets.png')}"
+
+    prepare = write_planted if name == "synthetic" else None
+    return run_study(base, methods_of(name, flags.only, budgets, flags.work), flags, render, prepare=prepare)
+
+
+def take_budgets() -> list[int]:
+    """--budgets 10 100, taken off the command line."""
+    if "--budgets" not in sys.argv:
+        return list(BUDGETS)
+    start = sys.argv.index("--budgets")
+    stop = start + 1
+    while stop < len(sys.argv) and sys.argv[stop].isdigit() and int(sys.argv[stop]) > 1:
+        stop += 1
+    found = [int(word) for word in sys.argv[start + 1 : stop]]
+    del sys.argv[start:stop]
+    if not found:
+        print("error: --budgets needs whole numbers above 1", file=sys.stderr)
+        sys.exit(2)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
