@@ -61,7 +61,7 @@ from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
-from mlet.table_spec import QR_OPERATIONS, RowMap, plan_tables
+from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
@@ -600,6 +600,7 @@ class Data:
     checksum: str | None = None
     key: str | None = None  # of the store
     maps: dict[str, hashing.IdMap] = field(default_factory=dict)  # of the tables that have fewer rows than ids
+    maps_about: dict | None = None  # what the maps were learned from, see `learn_maps`
 
 
 def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
@@ -723,9 +724,11 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
     if flags.hash_method == "none":
         return choose_rows(flags, data, {"history": None, "labels": False}), None
     path = flags.hash_map_file
-    if path and Path(path).exists():
+    if flags.resume or flags.load_model:
+        maps, about = maps_of_checkpoint(flags, data)
+    elif path and Path(path).exists():
         maps, about = hashing.load_maps(path)
-        check_maps(flags, data, maps, about)
+        check_maps(flags, data, maps, about, path)
         print(f"Hash maps: {path}, {len(maps)} tables")
     else:
         maps, about = learn_maps(flags, data, device)
@@ -734,7 +737,7 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
                 hashing.save_maps(file, maps, about)
             print(f"Hash maps: written to {path}")
     report = report_maps(flags, data, maps) if flags.hash_report else None
-    data = replace(data, maps=maps)
+    data = replace(data, maps=maps, maps_about=about)
     return (data if flags.hash_learn_only else choose_rows(flags, data, about)), report
 
 
@@ -801,9 +804,40 @@ def asked_of_maps(flags: argparse.Namespace) -> dict:
     }
 
 
-def check_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.IdMap], about: dict) -> None:
-    """A map file must be of this data, and of what the flags ask for."""
-    path = flags.hash_map_file
+def maps_of_checkpoint(flags: argparse.Namespace, data: Data) -> tuple[dict[str, hashing.IdMap], dict]:
+    """The maps that a checkpoint was trained with: they are among its tensors, and no file of maps is needed."""
+    source = (
+        find_checkpoint(flags.resume, "last") if flags.resume else find_checkpoint(flags.load_model, "best", "last")
+    )
+    tensors, state = checkpoint.load_checkpoint(source)
+    check_same_data(source, state, data)
+    about, first, maps = state.get("maps"), {}, {}
+    if not about:
+        raise ValueError(f"{source} was trained without --hash-method={flags.hash_method}: give the same flags")
+    for config in state["model"]["tables"]["specs"]:
+        spec = TableSpec(**config)
+        if spec.row_map is None:
+            continue
+        lookups = []
+        for number, formula in enumerate(spec.row_map.formulas):
+            if formula is None:
+                start = first.get(number, 0)
+                first[number] = start + spec.rows
+                lookups.append(tensors[f"tables.maps.rows{number}"][start : first[number]].numpy())
+            else:
+                multiplier, shift, divisor, rows = formula
+                lookups.append(hashing.Formula(rows, multiplier, shift, divisor))
+        sizes, method = spec.row_map.part_rows, about["asked"]["--hash-method"]
+        maps[spec.name] = hashing.IdMap(spec.rows, tuple(lookups), sizes, method, spec.row_map.operation)
+    check_maps(flags, data, maps, about, source)
+    print(f"Hash maps: {source}, {len(maps)} tables")
+    return maps, about
+
+
+def check_maps(
+    flags: argparse.Namespace, data: Data, maps: dict[str, hashing.IdMap], about: dict, path: str | Path
+) -> None:
+    """Maps from a file must be of this data, and of what the flags ask for."""
     if about["store"] != data.key:
         raise ValueError(f"{path} was made for other data, or data prepared with other flags: its ids do not fit")
     for name, id_map in maps.items():
@@ -1036,6 +1070,14 @@ def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.dev
     if data.store is not None and largest > 1 and not data.maps:
         changes[f"--max-ind-range={largest // 2}"] = {"max_ind_range": largest // 2}
     bills = {text: bill_of_run(flags, data, device, **change) for text, change in changes.items()}
+    if data.store is not None and not (data.maps or flags.qr_flag or flags.weighted_pooling):
+        tenth = {
+            name: hashing.Request(name, n, n // 10)
+            for name, n in data.tables.items()
+            if n > flags.hash_min_rows >= 0 and n >= 10
+        }
+        fewer = replace(data, maps={name: hashing.fit_map("modulo", request) for name, request in tenth.items()})
+        bills["--hash-method=modulo (a tenth of the rows)"] = bill_of_run(flags, fewer, device)
     return bills | ({"a larger --vocabulary-min-count": None} if data.store is not None else {})
 
 
@@ -1349,6 +1391,7 @@ class Trainer:
             "store": self.data.key,
             "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
+            "maps": self.data.maps_about,
             "progress": position,
             "optimizer": pack_optimizer(self.optimizer, names),
             "schedule": self.schedule.state_dict() | {"lr_lambdas": None},

@@ -177,7 +177,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(driver, small_tsv, method):
     flags = f"--hash-method={method} --hash-map-file=maps --mlet-inner-dim=6"
     whole = run(driver, small_tsv, f"{flags} --nepochs=3 --save-model=whole")
     run(driver, small_tsv, f"{flags} --nepochs=1 --save-model=part")
-    run(driver, small_tsv, f"{flags} --nepochs=3 --resume=part")
+    (whole.folder / "maps").unlink()  # the checkpoint has its maps
+    resumed = run(driver, small_tsv, f"{flags} --nepochs=3 --resume=part")
+    assert "stage 1" not in resumed.out and not (whole.folder / "maps").exists()
     one, other = (load_checkpoint(whole.folder / name / "last")[0] for name in ("whole", "part"))
     assert one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
 
@@ -192,8 +194,12 @@ def test_clusters_between_epochs_move_ids(driver, small_tsv):
 
 
 def test_tables_of_few_bits_stand_behind_maps(driver, small_tsv):
+    run(driver, small_tsv, "--save-model=plain")
     run(driver, small_tsv, "--hash-method=learned --hash-map-file=maps --save-model=m")
-    flags = "--hash-method=learned --hash-map-file=maps --load-model=m --inference-only --save-onnx=q.onnx"
+    flags = "--hash-method=learned --load-model=m --inference-only --save-onnx=q.onnx"
+    assert "stage 1" not in run(driver, small_tsv, flags).out
+    assert "without --hash-method=modulo" in refused(driver, small_tsv, "--load-model=plain --hash-method=modulo")
+    assert "made with --hash-method=learned" in refused(driver, small_tsv, flags.replace("learned", "frequency"))
     plain = run(driver, small_tsv, flags).events[-1]
     for bits in (16, 4):
         event = run(driver, small_tsv, f"{flags} --quantize-emb-with-bit={bits}").events[-1]

@@ -246,3 +246,18 @@ def test_command_line_refuses_in_one_line(tmp_path, capsys, rows, out):
     assert output.out == ""
     assert output.err.startswith("sources.synthetic: ")
     assert output.err.count("\n") == 1
+
+
+@given(st.integers(0, 25), st.lists(st.integers(0, 10_000_000), min_size=1, max_size=50), st.integers(0, 2))
+@settings(max_examples=20, deadline=None)
+def test_planted_points_are_what_the_teacher_uses(table, ids, seed):
+    """From the raw value back to the id: tokens are a bijection."""
+    ids = np.array(ids)
+    every = np.zeros((len(ids), len(TABLES)), np.int64)
+    every[:, table] = ids
+    tokens = synthetic._tokens(every)[:, table]
+    points = synthetic.planted_points(seed, table, np.append(tokens, np.uint32(0)))
+    teacher = synthetic._make_teacher(seed)
+    expected = synthetic._points(teacher.keys[table], ids) - teacher.centres[table]
+    assert np.array_equal(points[:-1], expected * TABLES[table].informative)
+    assert not points[-1].any()
