@@ -39,7 +39,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -57,7 +57,7 @@ from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
-from mlet.initialize import row_bound, set_unknown_rows
+from mlet.initialize import initialize_tables, row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
@@ -66,6 +66,7 @@ from mlet.tables import EmbeddingTables, row_groups
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
 from optim.penalty import add_row_penalty
+from optim.row_rate import KINDS, RowRate
 from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
 from sources.prefetch import prefetch
@@ -186,7 +187,7 @@ def add_hash_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("fewer rows than ids (learned maps: arXiv 2203.15837)").add_argument
     add("--hash-method", choices=("none", *hashing.method_names()), default="none", help="how ids come to share rows")
     add("--hash-compression", type=number(1), default=10.0, metavar="C", help="a table of n ids gets n/C rows")
-    add("--hash-min-rows", type=at_least(0), default=200, metavar="N", help="tables of more ids than this")
+    add("--hash-min-rows", type=at_least(0), default=200, metavar="N", help="only tables of more ids than this")
     add("--hash-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
         help=f"an option of the method, may be repeated: {hash_options_help()}")  # fmt: skip
     add(
@@ -254,6 +255,15 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
     add("--emb-learning-rate-multiplier", type=number(0), default=1.0, metavar="X",
         help="rate of the tables' rows (W1 with MLET; first-order weights too) = X times --learning-rate")  # fmt: skip
+    add("--emb-lr-frequency", choices=("none", *KINDS), default="none",
+        help="rate of a row by its frequency (arXiv 2505.05605 and rivals): rare ones move less, or more")  # fmt: skip
+    add("--emb-lr-counts", choices=("online", "data"), default="online",
+        help="frequencies: lookups counted while training, or those of the training rows from the start")  # fmt: skip
+    add("--emb-lr-halflife", type=number(0), default=0.0, metavar="STEPS", help="online: old lookups fade; 0: never")
+    add("--emb-lr-power", type=number(0), default=0.1, help="p of tail-decrease and tail-increase")
+    add("--emb-reinit", choices=("none", "epoch", "epoch-w2"), default="none",
+        help="draw tables (-w2: W2, too) and their state anew for each further epoch (arXiv 2407.01607)")  # fmt: skip
+    add("--emb-reinit-min-rows", type=at_least(0), default=0, metavar="N", help="only tables of at least N ids")
     add("--emb-init", default="uniform",
         help="initial rows: uniform (up to 1/sqrt(n)), uniform-<scale> (times that) or normal-<std>")  # fmt: skip
     add("--emb-l2", type=number(0), default=0.0, metavar="X",
@@ -468,6 +478,13 @@ def check_architecture(flags: argparse.Namespace) -> None:
             )
     if flags.train_share and flags.data_generation == "random":
         raise ValueError("--train-share needs --data-generation=dataset")
+    if flags.emb_lr_frequency != "none" or flags.emb_reinit != "none":
+        if flags.emb_precision != "fp32" or flags.mlet_cross_term == "masked":
+            raise ValueError(
+                "--emb-lr-frequency and --emb-reinit work without --emb-precision=bf16 and --mlet-cross-term=masked"
+            )
+    if flags.emb_lr_counts == "data" and flags.data_generation == "random":
+        raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
     if "," in flags.tasks:
         raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
@@ -485,8 +502,10 @@ def check_hashing(flags: argparse.Namespace) -> None:
     """Combinations around --hash-method that cannot work."""
     method = flags.hash_method
     if method == "none":
-        for name in ("hash_map_file", "hash_embeddings", "hash_option", "hash_learn_only", "hash_history"):
-            if getattr(flags, name) not in ("", [], False, None):
+        unused = {"hash_map_file": "", "hash_embeddings": "", "hash_option": [], "hash_learn_only": False}
+        unused |= {"hash_history": None, "hash_compression": 10.0, "hash_min_rows": 200, "hash_dim": 4}
+        for name, default in (unused | {"hash_overlap": "refuse"}).items():
+            if getattr(flags, name) != default:
                 raise ValueError(f"--{name.replace('_', '-')} needs --hash-method")
         return
     hashing.parse_options(method, flags.hash_option)
@@ -723,19 +742,19 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
     """The data with its tables' row maps, less the rows that those were learned from; and what --hash-report says."""
     if flags.hash_method == "none":
         return choose_rows(flags, data, {"history": None, "labels": False}), None
-    path = flags.hash_map_file
+    path = os.path.realpath(flags.hash_map_file) if flags.hash_map_file else ""
     if flags.resume or flags.load_model:
         maps, about = maps_of_checkpoint(flags, data)
     elif path and Path(path).exists():
         maps, about = hashing.load_maps(path)
-        check_maps(flags, data, maps, about, path)
-        print(f"Hash maps: {path}, {len(maps)} tables")
+        check_maps(flags, data, maps, about, flags.hash_map_file)
+        print(f"Hash maps: {flags.hash_map_file}, {len(maps)} tables")
     else:
         maps, about = learn_maps(flags, data, device)
         if path:
             with atomic_file(path) as file:
                 hashing.save_maps(file, maps, about)
-            print(f"Hash maps: written to {path}")
+            print(f"Hash maps: written to {flags.hash_map_file}")
     report = report_maps(flags, data, maps) if flags.hash_report else None
     data = replace(data, maps=maps, maps_about=about)
     return (data if flags.hash_learn_only else choose_rows(flags, data, about)), report
@@ -757,7 +776,13 @@ def choose_rows(flags: argparse.Namespace, data: Data, about: dict) -> Data:
                 f"--train-share={share[0]:g}-{share[1]:g} overlaps the rows {low:g}-{high:g} that the maps come from: "
                 "maps carry their labels, which ruins the model; choose other rows, or --hash-overlap=allow"
             )
-    return data if share is None else with_training_rows(flags, data, part_of(data, share))
+    if share is None:
+        return data
+    rows = part_of(data, share)
+    print(
+        f"Training on the share {share[0]:g}-{share[1]:g} of the training rows: {len(rows)} of {len(data.train_rows)}"
+    )
+    return with_training_rows(flags, data, rows)
 
 
 def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[dict[str, hashing.IdMap], dict]:
@@ -770,9 +795,19 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
     if flags.hash_embeddings:
         vectors, history = given_vectors(flags.hash_embeddings, data, list(large))
     rows = part_of(data, history) if history else data.train_rows
+    labels = "vectors" in needs and history is not None
+    about = {"store": data.key, "history": history, "labels": labels, "asked": asked_of_maps(flags)}
+    if not flags.hash_learn_only:
+        choose_rows(flags, data, about)  # refuses now what it would refuse after hours of learning
+    counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
+    for name in large if needs else ():
+        if not counts[name][:-1].any():
+            raise ValueError(
+                f"table {name}: none of its {large[name]} ids occurs in the history that maps are learned from: choose "
+                "another --hash-history, or leave the table out with --hash-min-rows"
+            )
     if "vectors" in needs and vectors is None:
         vectors = learn_vectors(flags, data, rows, device)
-    counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
     print(f"Hash maps: method {method}, {len(large)} tables" + (f", fitted to {len(rows)} rows" if needs else ""))
     maps = {}
     for t, (name, n) in enumerate(data.tables.items()):
@@ -780,15 +815,13 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
             request = hashing.Request(
                 name,
                 ids=n,
-                rows=max(1, round(n / flags.hash_compression)),
+                rows=max(2 if method in ("cce", "quotient-remainder") else 1, round(n / flags.hash_compression)),
                 counts=counts[name][:-1] if needs else None,
                 vectors=vectors[name] if vectors else None,
                 neighbours=data.store.neighbours_of(name, rows) if "neighbours" in needs else None,
                 seed=(flags.numpy_rand_seed * 4099 + t) % (1 << 32),
             )
             maps[name] = hashing.fit_map(method, request, **hashing.parse_options(method, flags.hash_option))
-    labels = "vectors" in needs and history is not None
-    about = {"store": data.key, "history": history, "labels": labels, "asked": asked_of_maps(flags)}
     return maps, about
 
 
@@ -838,6 +871,10 @@ def check_maps(
     flags: argparse.Namespace, data: Data, maps: dict[str, hashing.IdMap], about: dict, path: str | Path
 ) -> None:
     """Maps from a file must be of this data, and of what the flags ask for."""
+    if missing := {"store", "history", "labels", "asked"} - about.keys():
+        raise ValueError(
+            f"{path} does not say what it was made from: {', '.join(sorted(missing))} is missing in `about`"
+        )
     if about["store"] != data.key:
         raise ValueError(f"{path} was made for other data, or data prepared with other flags: its ids do not fit")
     for name, id_map in maps.items():
@@ -859,12 +896,13 @@ def learn_vectors(
     changed = {
         **{"arch_sparse_feature_size": width, "arch_mlp_bot": [*flags.arch_mlp_bot[:-1], width], "nepochs": 1},
         **{"mlet_inner_dim": 0, "md_flag": False, "hash_method": "none", "emb_precision": "fp32", "compile": False},
+        **{"emb_lr_frequency": "none"},
         **{"save_model": "", "resume": "", "metrics_file": None, "tensor_board_filename": None, "spectra": False},
         **{"early_stop_patience": 0, "mlperf_acc_threshold": 0.0, "mlperf_auc_threshold": 0.0, "test_freq": -1},
         **{"enable_profiling": False, "inference_only": False, "num_batches": 0},
     }
     low = argparse.Namespace(**{**vars(flags), **changed})
-    history = with_training_rows(low, data, rows)
+    history = replace(with_training_rows(low, data, rows), splits=())  # nobody wants to know how good it is
     check_memory(low, history, device)
     rng = np.random.RandomState(flags.numpy_rand_seed)
     data.store.training_order(flags.data_randomize, rng)  # weights as a run of its own on these rows would draw them
@@ -890,7 +928,7 @@ def given_vectors(path: str, data: Data, tables: Sequence[str]) -> tuple[dict[st
     """The embedding that --hash-embeddings names, and the share of the training rows whose labels are in it."""
     if Path(path).is_file():
         try:
-            vectors = load_file(path)
+            vectors = {table: values.float().numpy() for table, values in load_file(path).items()}
         except SafetensorError as error:
             raise ValueError(f"{path} is neither a checkpoint nor a safetensors file: {error}") from None
         for table in tables:
@@ -902,6 +940,8 @@ def given_vectors(path: str, data: Data, tables: Sequence[str]) -> tuple[dict[st
     check_same_data(source, state, data)
     model = model_from_config(state["model"])
     load_weights(model, tensors, source)
+    if state["flags"].get("load_model"):
+        raise ValueError(f"{source} went on from another checkpoint: which rows' labels are in it is not known")
     if state["flags"].get("hash_method", "none") != "none":
         raise ValueError(f"{source} was trained with --hash-method: an embedding of all ids is needed")
     return vectors_of(model), state["flags"].get("train_share") or [0.0, 1.0]
@@ -922,7 +962,7 @@ def report_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.I
 
 def recluster_tables(model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, seed: int, epoch: int) -> None:
     """--hash-method=cce between two epochs: ids with like vectors get a row in common, see `hashing.cce.recluster`."""
-    tables = model.tables
+    tables, seen = model.tables, data.store.counts_in(data.train_rows)
     for t, spec in enumerate(tables.specs):
         if spec.name not in data.maps:
             continue
@@ -932,16 +972,14 @@ def recluster_tables(model: nn.Module, data: Data, optimizer: torch.optim.Optimi
         served = [rows if m is None else rows @ m for rows, m in zip(stored, w2, strict=True)]
         numbers = tuple(tables.maps.view(spec, number).cpu().numpy() for number in range(len(parts)))
         before = hashing.IdMap(spec.rows, numbers, spec.row_map.part_rows, "cce", about={"reclustered": epoch - 1})
-        counts = data.store.counts_of(spec.name)[:-1]
-        after, new = recluster(before, [rows.cpu().numpy() for rows in served], counts, seed + t)
+        after, new = recluster(before, [rows.cpu().numpy() for rows in served], seen[t][:-1], seed + t)
         for number, (rows, matrix) in enumerate(zip(stored, w2, strict=True)):
             tables.set_map(spec.name, number, after.lookups[number])
             wanted = torch.from_numpy(new[number]).to(rows)
             rows.copy_(wanted if matrix is None else wanted @ torch.linalg.pinv(matrix))
-        for part in parts:  # what the optimizer knows is of rows that now mean something else
-            for value in optimizer.state.get(part.group.weight, {}).values():
-                if torch.is_tensor(value) and value.is_floating_point():
-                    value.zero_()
+        for part, rows in zip(parts, stored, strict=True):  # their state is of rows that meant something else
+            first = int(part.group.first_row[part.index])
+            forget(optimizer, part.group.weight, slice(first, first + len(rows)))
 
 
 # ------------------------------------------------------------------------------------------------------- 4. model
@@ -1013,6 +1051,67 @@ def parameter_groups(flags: argparse.Namespace, model: nn.Module) -> list[dict]:
     return [{"params": parameters, "lr": each} for parameters, each in by_rate if parameters]
 
 
+def make_row_rates(
+    flags: argparse.Namespace, data: Data, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[nn.Module, RowRate]:
+    """The rates by frequency that --emb-lr-frequency asks for, by group of rows; the optimizer takes them."""
+    rates: dict[nn.Module, RowRate] = {}
+    if flags.emb_lr_frequency == "none" or flags.inference_only:
+        return rates
+    given = {}
+    if flags.emb_lr_counts == "data":
+        counts = [torch.from_numpy(each) for each in data.store.counts_in(data.train_rows)]
+        given = {group: total for tables in model.table_sets for group, total in tables.row_counts(counts).items()}
+    for group in row_groups(model):
+        rates[group] = RowRate(
+            flags.emb_lr_frequency,
+            group.first_row.tolist(),
+            len(group.weight),
+            halflife=flags.emb_lr_halflife,
+            counts=given.get(group),
+            online=not given,
+            power=flags.emb_lr_power,
+            device=group.weight.device,
+        )
+        optimizer.set_row_rate(group.weight, rates[group])
+    return rates
+
+
+def reinitialize(flags: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Draw tables anew, as before the first epoch but with other numbers, and forget their optimizer state (MEDA).
+
+    Everything behind the tables stays, and W2 unless asked for. First-order weights start at zero again.
+    """
+    seed = (flags.numpy_rand_seed + 0x9E3779B9 * epoch) % (1 << 32)
+    small = [t for t, spec in enumerate(model.tables.specs) if spec.rows < flags.emb_reinit_min_rows]
+    for tables in model.table_sets:
+        kept = {part: part.group.part(part.index, part.counted_rows + tables.special_rows).clone()
+                for part in tables.parts() if part.table in small}  # fmt: skip
+        w2 = {
+            group: None if (m := group.inner_projection) is None else m.detach().clone() for group in row_groups(tables)
+        }
+        if tables is model.tables:
+            initialize_tables(tables, np.random.RandomState(seed), seed, flags.mlet_init, flags.emb_init)
+        else:
+            for group in row_groups(tables):
+                group.weight.data.zero_()
+        for part, rows in kept.items():
+            part.group.part(part.index, len(rows)).copy_(rows)
+        for part in tables.parts():
+            group, first = part.group, int(part.group.first_row[part.index])
+            if w2[group] is not None and (flags.emb_reinit == "epoch" or part.table in small):
+                group.inner_projection.data[part.index] = w2[group][part.index]
+            if part.table not in small:
+                forget(optimizer, group.weight, slice(first, first + part.counted_rows + tables.special_rows))
+
+
+def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice) -> None:
+    """Zero what the optimizer knows of some rows of a parameter."""
+    for value in optimizer.state.get(parameter, {}).values():
+        if torch.is_tensor(value) and len(value) == len(parameter):
+            value[rows] = 0
+
+
 def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """Mean loss of probabilities [B, 1] and labels [B, 1]."""
     if flags.loss_function == "mse":
@@ -1040,6 +1139,7 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
     with torch.device("meta"):
         model = empty_model(flags, data)
     on_cpu = device.type == "cpu"
+    counters = 0 if flags.emb_lr_frequency == "none" else 4 * sum(len(group.weight) for group in row_groups(model))
     return memory.bill_of(
         model,
         dense_width=data.dense,
@@ -1049,6 +1149,7 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
         accumulate=flags.mlperf_grad_accum_iter,
         optimizer=memory.StateSize(row_copies=0) if flags.inference_only else flags.optimizer,
         unknown_is_mean=data.store is not None,
+        other=counters,
         runtime=runtime_bytes() if on_cpu else memory.CUDA_RUNTIME_BYTES,
     )
 
@@ -1156,6 +1257,7 @@ class Trainer:
         groups = parameter_groups(flags, model)
         self.optimizer = build_optimizer(flags.optimizer, groups, flags.learning_rate, rounding_seed=seed)
         self.row_parameters = [group.weight for group in row_groups(model)]
+        self.row_rates = make_row_rates(flags, data, model, self.optimizer)
         self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
@@ -1169,6 +1271,7 @@ class Trainer:
         # which ids have been trained (one bool array a table), known up to this sample of the training order
         self.trained = [np.zeros(rows, bool) for rows in data.tables.values()]
         self._trained_upto = 0
+        self._batches_to_count: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._bad_iteration = torch.tensor(-1, device=device)
 
@@ -1188,9 +1291,8 @@ class Trainer:
     def _fit_epoch(self, bar: tqdm, profiler: torch.profiler.profile | None) -> None:
         progress = self.progress
         began = time.perf_counter()
-        if self.flags.hash_method == "cce" and progress.epoch and not progress.iteration:
-            seed = self.flags.numpy_rand_seed
-            recluster_tables(self.model, self.data, self.optimizer, seed, progress.epoch)
+        if progress.epoch and not progress.iteration:
+            self._renew_tables()
         batches = self.data.train_batches(progress.iteration)
         with contextlib.closing(batches):
             for batch in batches:
@@ -1207,7 +1309,7 @@ class Trainer:
                     progress.seconds += time.perf_counter() - began
                     if tested or printed:
                         self._print_progress(bar)
-                    if tested or (at_end and self.data.store is not None):
+                    if tested or (at_end and self.data.store is not None and self.data.splits):
                         self.evaluate_and_save()
                     elif at_end and self.save_to:
                         self._stop_if_non_finite()
@@ -1216,6 +1318,14 @@ class Trainer:
         progress.seconds += time.perf_counter() - began
         if not self.stopped:
             progress.epoch, progress.iteration = progress.epoch + 1, 0
+
+    def _renew_tables(self) -> None:
+        """What happens to tables between two epochs."""
+        flags, epoch = self.flags, self.progress.epoch
+        if flags.hash_method == "cce":
+            recluster_tables(self.model, self.data, self.optimizer, flags.numpy_rand_seed, epoch)
+        if flags.emb_reinit != "none":
+            reinitialize(flags, self.model, self.optimizer, epoch)
 
     def _print_is_due(self) -> bool:
         done = self.progress.iteration
@@ -1235,10 +1345,13 @@ class Trainer:
         samples = len(batch.labels)
         share = samples / self._samples_of_group(progress.iteration)
         (loss if share == 1 else loss * share).backward()
+        if self.row_rates and flags.emb_lr_counts == "online":
+            self._batches_to_count.append((batch.ids, batch.offsets))
         group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
             self._mask_bad_gradients()
             add_row_penalty(self.row_parameters, flags.emb_l2)
+            self._count_lookups()
             if self.model.masked is not None:
                 self.model.masked.before_step()
             self.optimizer.step()
@@ -1250,6 +1363,14 @@ class Trainer:
         self._loss_sum += loss.detach() * samples
         progress.samples += samples
         progress.batches += 1
+
+    def _count_lookups(self) -> None:
+        """Let the rates by frequency see the lookups of the batches that make this step."""
+        for ids, offsets in self._batches_to_count:
+            for tables in self.model.table_sets:
+                for group, rows in tables.rows_read(ids, offsets):
+                    self.row_rates[group].count(rows)
+        self._batches_to_count.clear()
 
     def _samples_of_group(self, iteration: int) -> int:
         """Samples of the accumulation group of a batch: n batches weigh as one batch of n times the size would."""
@@ -1392,6 +1513,7 @@ class Trainer:
             "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
             "maps": self.data.maps_about,
+            "row_rates": [rate.state_dict() for rate in self.row_rates.values()],
             "progress": position,
             "optimizer": pack_optimizer(self.optimizer, names),
             "schedule": self.schedule.state_dict() | {"lr_lambdas": None},
@@ -1420,12 +1542,14 @@ class Trainer:
         return min(batches * self.flags.mini_batch_size, self.data.train_samples)
 
     def release(self) -> int:
-        """Let optimizer state and gradients go; returns the bytes of parameters, row maps and optimizer state."""
+        """Let optimizer state and gradients go; returns the bytes of parameters, row maps, counters and state."""
         self.optimizer.zero_grad()
         tensors = [*self.model.parameters(), *self.model.tables.maps.buffers()]
         for state in self.optimizer.state.values():
             tensors += [value for value in state.values() if torch.is_tensor(value)]
+        tensors += [rate.counts for rate in self.row_rates.values()]
         self.optimizer = self.schedule = None
+        self.row_rates = {}
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def resume(self, directory: str) -> None:
@@ -1442,6 +1566,8 @@ class Trainer:
         self.trained = unpack_trained(state, self.data)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         unpack_optimizer(self.optimizer, state["optimizer"], names)
+        for rate, saved in zip(self.row_rates.values(), state.get("row_rates", []), strict=True):
+            rate.load_state_dict(saved)
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
@@ -1772,7 +1898,9 @@ def run(flags: argparse.Namespace) -> None:
 def check_output_paths(flags: argparse.Namespace) -> None:
     """Fail now rather than after a long run where something cannot be written, or would overwrite something else."""
     exported = [path for path in (flags.save_collapsed, flags.save_onnx) if path]
-    for path in filter(None, [flags.metrics_file, flags.predictions, flags.hash_map_file, *exported]):
+    read_maps = bool(flags.hash_map_file) and os.path.exists(os.path.realpath(flags.hash_map_file))
+    new_maps = "" if read_maps else flags.hash_map_file
+    for path in filter(None, [flags.metrics_file, flags.predictions, new_maps, *exported]):
         check_writable(path)
     for path in exported:
         check_writable(export.vocabulary_path(path), directory=True, marker=data_utils.SCHEMA)
@@ -1780,7 +1908,9 @@ def check_output_paths(flags: argparse.Namespace) -> None:
         for name in ("last", "best"):
             check_writable_checkpoint(Path(flags.save_model), name)
     inputs = [flags.raw_data_file, flags.processed_data_file, flags.load_model, flags.predict, flags.load_onnx]
+    inputs += [flags.hash_embeddings, flags.hash_map_file if read_maps else ""]
     outputs = [
+        new_maps,
         flags.metrics_file,
         flags.predictions,
         flags.save_model,

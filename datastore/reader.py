@@ -195,8 +195,10 @@ class Store:
             ValueError: the table holds bags, or is the only one-hot table.
         """
         others = [name for name in self.tables if name != table and name not in self._bags]
-        if table in self._bags or not others:
-            raise ValueError(f"table {table}: co-occurrence is counted between one-hot tables, and there must be two")
+        if table in self._bags:
+            raise ValueError(f"table {table}: co-occurrence is counted between one-hot tables, and this one holds bags")
+        if not others:
+            raise ValueError(f"table {table}: there is no other one-hot table that its ids could occur with")
         step = 1 + len(rows) * len(others) // most
         chosen = rows[::step]
         records = self._records[_index(chosen if isinstance(chosen, range) else np.sort(chosen))]

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 NEEDS = ("counts", "vectors", "neighbours")
+SHARES = ("private", "hot")  # options that are shares of the rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class Request:
     vectors: np.ndarray | None = None
     neighbours: Any = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("counts", "vectors"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, np.asarray(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,11 @@ def parse_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--hash-option={setting}: {name} has no option {option!r} (it has: {has})")
         try:
             parsed[option] = type(known[option])(text)
-            if not 0 <= parsed[option] < math.inf:
+            if not 0 <= parsed[option] < (1 if option in SHARES else math.inf):
                 raise ValueError
         except ValueError:
-            raise ValueError(f"--hash-option={setting}: {text!r} is no number like {known[option]}") from None
+            limits = " from 0 to below 1" if option in SHARES else ""
+            raise ValueError(f"--hash-option={setting}: {text!r} is no number like {known[option]}{limits}") from None
     return parsed
 
 
@@ -153,16 +160,18 @@ def _check(name: str, entry: _Entry, request: Request) -> None:
         given = getattr(request, need)
         if given is None:
             raise ValueError(f"table {table}: --hash-method={name} needs the history's {need}")
-        if given.shape[0] != n:
-            raise ValueError(f"table {table}: {need} of {given.shape[0]} ids for {n} ids")
+        if given.ndim == 0 or given.shape[0] != n:
+            raise ValueError(f"table {table}: {need} of shape {tuple(given.shape)} for {n} ids")
     if "counts" in entry.needs:
         if request.counts.dtype.kind not in "iu" or request.counts.min() < 0:
             raise ValueError(f"table {table}: counts must be whole numbers from 0 on")
         if not request.counts.any():
             raise ValueError(f"table {table}: none of its {n} ids occurs in the history that the map is learned from")
     if "vectors" in entry.needs:
-        if request.vectors.ndim != 2:
-            raise ValueError(f"table {table}: an embedding of shape {request.vectors.shape}; [ids, width] is needed")
+        if request.vectors.ndim != 2 or not request.vectors.shape[1] or request.vectors.dtype.kind != "f":
+            raise ValueError(
+                f"table {table}: an embedding of shape {request.vectors.shape}; floats [ids, width] are needed"
+            )
         bad = ~np.isfinite(request.vectors).all(axis=1)
         if bad.any():
             raise ValueError(f"table {table}: the embedding of id {int(bad.argmax())} is not finite")

@@ -279,7 +279,32 @@ class EmbeddingTables(nn.Module):
         start = sum(len(group) for group in self._columns[:unit])
         return ids[:, self._table_order[start : start + len(self._columns[unit])]]
 
-    def _pool_bags(self, u: int, unit: nn.Module, ids: Tensor, offsets: Tensor) -> Tensor:
+    @torch.no_grad()
+    def rows_read(self, ids: Tensor, offsets: Tensor | None = None) -> Iterator[tuple[RowGroup, Tensor]]:
+        """The flat rows [L] that a batch reads in each group, as often as it reads them."""
+        for u, unit in enumerate(self.units):
+            if offsets is None:
+                read = unit.flat_rows(self._take(ids, u), slice(None), self.maps)
+            else:
+                read = unit.flat_rows(*self._ids_of_unit(u, ids, offsets)[:2], self.maps)
+            for group, rows in zip(unit.groups, read, strict=True):
+                yield group, rows.flatten()
+
+    @torch.no_grad()
+    def row_counts(self, counts: Sequence[Tensor]) -> dict[RowGroup, Tensor]:
+        """How often each flat row [R] is read when id i of table t occurs counts[t][i] times: float32, by group."""
+        totals = {}
+        for unit, columns in zip(self.units, self._columns, strict=True):
+            for numbers, group in zip(unit.numbers, unit.groups, strict=True):
+                device = group.weight.device
+                total = totals.setdefault(group, torch.zeros(len(group.weight), device=device))
+                for position, t in enumerate(columns):
+                    ids = torch.arange(len(counts[t]), device=device)
+                    total.index_add_(0, numbers(ids, position, self.maps), counts[t].to(device, torch.float32))
+        return totals
+
+    def _ids_of_unit(self, u: int, ids: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a batch of bags what belongs to one unit: ids [L], each one's table within it [L], offsets."""
         tables = len(self.specs)
         lengths = offsets.diff().view(tables, -1)
         every_table = torch.arange(tables, device=ids.device)
@@ -289,6 +314,10 @@ class EmbeddingTables(nn.Module):
             mine = table >= 0
             ids, table = ids[mine], table[mine]
             offsets = F.pad(lengths[self._columns[u]].flatten().cumsum(0), (1, 0))
+        return ids, table, offsets
+
+    def _pool_bags(self, u: int, unit: nn.Module, ids: Tensor, offsets: Tensor) -> Tensor:
+        ids, table, offsets = self._ids_of_unit(u, ids, offsets)
         rows = unit.flat_rows(ids, table, self.maps)
         return _apply(unit, rows, lambda group, rows: group.project(group.bag(rows, offsets)))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from optim.rows import check_row_gradient, rounding_noise, wide_dtype
+from optim.row_rate import RowRate
+from optim.rows import check_row_gradient, read_rows, rounding_noise, wide_dtype, write_rows
 
 Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
@@ -40,6 +41,19 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"rounding_seed is {seed!r}, must be an integer of at least 0")
         super().__init__(params, defaults)
+        self._row_rates: dict[torch.Tensor, RowRate] = {}
+
+    def set_row_rate(self, p: torch.Tensor, rate: RowRate) -> None:
+        """Multiply what each step adds to row i of `p` with `rate(i)`; p's gradients must be sparse.
+
+        Works for every rule, as its state is that of the rule alone. The rate is not part of `state_dict`.
+
+        Raises:
+            ValueError: p is bfloat16, whose rounding would be done twice.
+        """
+        if p.dtype == torch.bfloat16:
+            raise ValueError("a rate by row works on parameters in float32: bfloat16 rows would be rounded twice")
+        self._row_rates[p] = rate
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -61,7 +75,8 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     continue
                 if grad.is_sparse:
                     check_row_gradient(grad)
-                    self._update_rows(p, grad, group)
+                    update = self._update_scaled if p in self._row_rates else self._update_rows
+                    update(p, grad, group)
                 else:
                     dense.append(p)
                     grads.append(grad)
@@ -96,6 +111,15 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         super().load_state_dict(state_dict)
         for p, name, loaded in tensors:
             self.state[p][name] = loaded.detach().to(p.device, copy=True)
+
+    def _update_scaled(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
+        """The rule's update, of which each row takes its share."""
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+        before = read_rows(p, rows)
+        self._update_rows(p, grad, group)
+        share = self._row_rates[p](rows).unsqueeze(1).to(before.dtype)
+        write_rows(p, rows, torch.lerp(before, read_rows(p, rows), share))
 
     @abstractmethod
     def _update_rows(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:

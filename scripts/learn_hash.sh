@@ -14,6 +14,10 @@ cd "$(dirname "$0")/.."
 source scripts/env.sh requirements.txt
 driver="$PWD/dlrm_mlet.py"
 cd "$here"
+if [ "${1:-}" = "--help" ] || [ "${1:-}" = "-h" ]; then
+    sed -n '2,/^set/p' "$(dirname "$driver")/scripts/learn_hash.sh" | grep '^#'
+    exit 0
+fi
 if [ $# -lt 2 ] || [ "${1#-}" != "$1" ]; then
     echo "error: first a file for the maps, then the flags of the run" >&2
     exit 2

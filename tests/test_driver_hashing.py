@@ -8,24 +8,29 @@ from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
 from data_utils import Store
-from hashing import load_maps, method_names
+from hashing import Request, fit_map, load_maps, method_names, save_maps
 from mlet.checkpoint import load_checkpoint
 
 BASE = (
     "--data-generation=dataset --data-set=kaggle --arch-sparse-feature-size=4 --arch-mlp-bot=13-8-4 "
     "--arch-mlp-top=8-1 --loss-function=bce --mini-batch-size=64 --print-freq=1000 --metrics-file=run.jsonl "
-    "--optimizer=adam --learning-rate=0.01 --hash-min-rows=50 --hash-compression=4 --processed-data-file=store"
+    "--optimizer=adam --learning-rate=0.01 --processed-data-file=store"
 )
+HASHED = "--hash-min-rows=50 --hash-compression=4"
+
+
+def with_base(flags):
+    return f"{BASE} {HASHED if '--hash-method' in flags else ''} {flags}"
 
 
 def run(driver, small_tsv, flags):
-    result = driver(f"{BASE} {flags}", "--raw-data-file", small_tsv)
+    result = driver(with_base(flags), "--raw-data-file", small_tsv)
     assert result.code == 0, result.err
     return result
 
 
 def refused(driver, small_tsv, flags):
-    result = driver(f"{BASE} {flags}", "--raw-data-file", small_tsv)
+    result = driver(with_base(flags), "--raw-data-file", small_tsv)
     assert result.code == 2 and len(result.err.splitlines()) == 1, result.err
     return result.err
 
@@ -103,6 +108,22 @@ def test_a_checkpoint_of_the_history_gives_the_same_maps(driver, small_tsv):
     assert {name: m.checksum() for name, m in one.items()} == {name: m.checksum() for name, m in other.items()}
 
 
+def test_maps_that_python_made_need_to_say_of_what(driver, small_tsv):
+    store = Store(run(driver, small_tsv, "--prepare-only").folder / "store")
+    maps = {"C3": fit_map("modulo", Request("C3", store.tables["C3"], 5))}
+    with open("own", "wb") as file:
+        save_maps(file, maps, {})
+    message = refused(driver, small_tsv, "--hash-method=modulo --hash-map-file=own")
+    assert "does not say what it was made from: asked, history, labels, store" in message
+
+
+def test_a_checkpoint_that_went_on_from_another_is_no_history(driver, small_tsv):
+    run(driver, small_tsv, "--save-model=all")
+    run(driver, small_tsv, "--train-share=0-0.1 --load-model=all --save-model=more")
+    message = refused(driver, small_tsv, "--hash-method=learned --hash-embeddings=more")
+    assert "went on from another checkpoint" in message
+
+
 def test_an_embedding_from_anywhere(driver, small_tsv):
     """Ids that the file puts at one point share a row; it comes from no labels, so all rows are trained on."""
     first = run(driver, small_tsv, "--prepare-only")
@@ -133,10 +154,13 @@ def test_history_is_left_out_of_training(driver, small_tsv):
         assert f"it {expected}/{expected} of epoch 0" in run(driver, small_tsv, flags).out
     allowed = run(driver, small_tsv, "--hash-method=learned --hash-history=1 --hash-overlap=allow")
     assert "it 29/29 of epoch 0" in allowed.out.split("stage 1")[1].split("fitted to")[1]
+    assert allowed.out.count("Testing at") == 1  # the narrow model is nobody's result
     later = run(driver, small_tsv, "--hash-method=learned --hash-history=0.75-1 --hash-map-file=later")
     assert "it 22/22 of epoch 0" in later.out and load_maps(later.folder / "later")[1]["history"] == [0.75, 1.0]
     shared = "--hash-method=learned --hash-map-file=m --train-share"
-    assert "overlaps the rows 0-0.5" in refused(driver, small_tsv, f"{shared}=0.3-1")
+    result = driver(with_base(f"{shared}=0.3-1"), "--raw-data-file", small_tsv)
+    assert result.code == 2 and "overlaps the rows 0-0.5" in result.err and "stage 1" not in result.out
+    assert "Training on the share 0.75-1" in run(driver, small_tsv, "--train-share=0.75-1").out
     run(driver, small_tsv, f"{shared}=0.75-1")
 
 
@@ -150,8 +174,8 @@ def test_a_map_learned_on_the_rows_trained_on_carries_their_labels(tmp_path, dri
             ids = [f"{value:08x}" for value in rng.integers(0, 3000, 26)]
             file.write("\t".join([str(rng.integers(0, 2)), *["1"] * 13, *ids]) + "\n")
     base = (
-        BASE.replace("--hash-compression=4", "--hash-compression=50")
-        + " --hash-method=learned --hash-option=private=0 --emb-learning-rate-multiplier=5 --nepochs=2"
+        f"{BASE} --hash-min-rows=50 --hash-compression=50"
+        " --hash-method=learned --hash-option=private=0 --emb-learning-rate-multiplier=5 --nepochs=2"
     )
     results = {}
     for name, flags in (("honest", ""), ("leaking", "--hash-history=1 --hash-overlap=allow")):
@@ -212,7 +236,13 @@ BAD = {
     "--hash-method=modulo --hash-min-rows=100000": "no table has more than --hash-min-rows=100000",
     "--hash-method=modulo --hash-option=private=1": "modulo has no option 'private'",
     "--hash-method=frequency --hash-option=private=x": "is no number like 0.5",
-    "--hash-method=frequency --hash-option=private=1": "table C",
+    "--hash-method=frequency --hash-option=private=1": "from 0 to below 1",
+    "--hash-compression=100": "--hash-compression needs --hash-method",
+    "--hash-overlap=allow": "--hash-overlap needs --hash-method",
+    "--hash-method=modulo --hash-map-file=same --save-onnx=same": "same is named twice",
+    "--hash-method=modulo --hash-map-file=run.jsonl": "is named twice",
+    "--hash-method=learned --hash-embeddings=garbage --save-collapsed=garbage": "garbage is named twice",
+    "--hash-method=modulo --hash-map-file=none/../garbage": "garbage cannot be read as id maps",
     "--hash-map-file=maps": "--hash-map-file needs --hash-method",
     "--hash-method=learned --hash-history=0": "has no rows to learn from",
     "--hash-method=learned --hash-history=1": "leaves no rows to train on",
@@ -222,7 +252,6 @@ BAD = {
     "--hash-method=modulo --weighted-pooling=learned": "plain tables",
     "--hash-method=modulo --hash-learn-only": "name one",
     "--hash-method=modulo --hash-map-file=garbage": "garbage cannot be read as id maps",
-    "--hash-method=quotient-remainder --hash-compression=1000000": "needs 2 rows",
     "--train-share=0.5": "FROM-TO",
     "--train-share=0.00001-0.00002": "no training rows in the share",
 }
@@ -261,6 +290,6 @@ def test_a_table_that_only_later_rows_fill_is_refused(driver, tmp_path):
     schema = {"files": "clicks.csv", "labels": ["label"], "categorical": ["user"], "multi_hot": {"tags": "|"}}
     schema["split"] = {"by": "column", "column": "part"}
     (tmp_path / "clicks.json").write_text(json.dumps(schema))
-    flags = BASE.replace("--data-set=kaggle", "--data-set=schema")
-    result = driver(f"{flags} --hash-method=frequency", "--raw-data-file", tmp_path / "clicks.json")
+    flags = with_base("--hash-method=frequency").replace("--data-set=kaggle", "--data-set=schema")
+    result = driver(flags, "--raw-data-file", tmp_path / "clicks.json")
     assert result.code == 2 and "table tags: none of its" in result.err

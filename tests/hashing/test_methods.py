@@ -197,13 +197,13 @@ infinite = np.where(np.isnan(not_finite), np.inf, not_finite)
         ("modulo", {"ids": (1 << 31) - 1}, "2147483647 ids"),
         ("learned", {"vectors": not_finite}, "id 4 is not finite"),
         ("learned", {"vectors": infinite}, "id 4 is not finite"),
-        ("learned", {"vectors": np.ones((19, 3), np.float32)}, "vectors of 19 ids"),
+        ("learned", {"vectors": np.ones((19, 3), np.float32)}, "vectors of shape (19, 3)"),
         ("learned", {"vectors": None}, "vectors"),
-        ("frequency", {"counts": np.ones(19, np.int64)}, "counts of 19 ids"),
+        ("frequency", {"counts": np.ones(19, np.int64)}, "counts of shape (19,)"),
         ("frequency", {"counts": np.zeros(20, np.int64)}, "none of its 20 ids"),
         ("frequency", {"counts": None}, "counts"),
         ("graph", {"neighbours": None}, "neighbours"),
-        ("graph", {"neighbours": scipy.sparse.csr_matrix((18, 4))}, "neighbours of 18 ids"),
+        ("graph", {"neighbours": scipy.sparse.csr_matrix((18, 4))}, "neighbours of shape (18, 4)"),
     ],
 )
 def test_a_bad_history_is_refused_by_the_name_of_its_table(name, changes, says):

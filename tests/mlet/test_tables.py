@@ -288,3 +288,24 @@ def test_empty_tables_are_refused():
         plan_tables({"x": 0}, 4)
     with pytest.raises(ValueError, match="tables must exist"):
         EmbeddingTables([])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("form", ["one-hot", "bags"])
+def test_rows_read_are_those_with_a_gradient_and_counts_add_up(variant, form):
+    """Reading a batch's rows one after the other is counting its ids and spreading the counts."""
+    tables = make(variant)
+    bags = draw_bags(np.random.default_rng(3), 6, [1] if form == "one-hot" else [0, 2, 3])
+    batch = jagged(bags) if form == "bags" else (torch.tensor([[bag[0] for bag in table] for table in bags]).T, None)
+    read = {}
+    for group, rows in tables.rows_read(*batch):
+        read[group] = read.get(group, 0) + torch.bincount(rows, minlength=len(group.weight)).float()
+    of_ids = [
+        torch.bincount(torch.tensor([i for bag in table for i in bag], dtype=torch.long), minlength=n + 1)
+        for table, n in zip(bags, ROWS.values(), strict=True)
+    ]
+    assert all(torch.equal(total, read[group]) for group, total in tables.row_counts(of_ids).items())
+    tables(*batch).square().sum().backward()
+    for group, counts in read.items():
+        touched = group.weight.grad.coalesce().indices()[0]
+        assert torch.equal(counts.nonzero()[:, 0], touched)
