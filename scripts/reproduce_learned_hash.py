@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from study import AUTHORS_BASE, Method, Outcome, Study, difference, parse, run_study, spread
+from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, difference, parse, run_study, spread
 
 LATER, ALL = "--hash-history=0.5", "--hash-history=0"
 # name -> flags; those that need no embedding can be fitted to all rows, too
@@ -31,16 +31,16 @@ SETS = {
 }
 
 
-def methods_of(name: str, only: Sequence[str], budgets: Sequence[int], work: Path) -> list[Method]:
-    """Every cell: a method, a budget, and the rows trained on. The uncompressed models come first."""
+def methods_of(name: str, only: Sequence[str], budgets: Sequence[int], work: Path, more: str = "") -> list[Method]:
+    """Every cell: a method, a budget, and the rows trained on; `more` flags for all but the uncompressed models."""
     wanted = [*RIVALS, *LEARNED, *(["planted"] if name == "synthetic" else [])]
     cells = [Method("full.later", "--train-share=0.5-1"), Method("full.all")] if "full" in only else []
     for budget in budgets:
         for method in (method for method in wanted if method in only):
-            flags = f"--hash-method={method} --hash-compression={budget}"
+            flags = f"--hash-method={method} --hash-compression={budget} {more}".rstrip()
             if method == "planted":
                 given = f"--hash-embeddings={shlex.quote(str(work / PLANTED))} --train-share=0.5-1"
-                flags = f"--hash-method=learned-embedding --hash-compression={budget} {given}"
+                flags = f"--hash-method=learned-embedding --hash-compression={budget} {given} {more}".rstrip()
                 cells.append(Method(f"planted.{budget}.later", flags))
                 continue
             cells.append(Method(f"{method}.{budget}.later", f"{flags} {LATER}"))
@@ -54,14 +54,16 @@ def write_planted(study: Study) -> None:
     import polars as pl
     from safetensors.numpy import save_file
 
+    sys.path.insert(0, str(ROOT))
     from data_utils import Store
     from sources.synthetic import planted_points
 
-    store = Store(study.work / "store")
-    points = {}
+    store, points = Store(study.work / "store"), {}
+    given = [word for word in shlex.split(study.base) if word.startswith("--synthetic-seed=")]
+    seed = int(given[-1].partition("=")[2]) if given else 0
     for number, table in enumerate(store.tables):
         tokens = pl.read_parquet(store.directory / "vocabulary" / f"{table}.parquet")["value"].to_numpy()
-        points[table] = planted_points(0, number, tokens.astype(np.uint32))
+        points[table] = planted_points(seed, number, tokens.astype(np.uint32))
     save_file(points, study.work / PLANTED)
 
 
@@ -147,6 +149,9 @@ def main() -> int:
         print(f"error: first {', '.join(SETS)}, then its data (synthetic: none)", file=sys.stderr)
         return 2
     base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
+    more = shlex.split(flags.more)
+    flags.more = shlex.join(word for word in more if not word.startswith("--hash-"))
+    hashed = shlex.join(word for word in more if word.startswith("--hash-"))  # not for models with a row an id
 
     def render(outcomes: Sequence[Outcome]) -> str:
         cells = [numbers(each) for each in outcomes]
@@ -157,7 +162,7 @@ def main() -> int:
         return f"{tables_of(outcomes)}\n{draw(cells, flags.work / 'budgets.png')}"
 
     prepare = write_planted if name == "synthetic" else None
-    return run_study(base, methods_of(name, flags.only, budgets, flags.work), flags, render, prepare=prepare)
+    return run_study(base, methods_of(name, flags.only, budgets, flags.work, hashed), flags, render, prepare=prepare)
 
 
 def take_budgets() -> list[int]:

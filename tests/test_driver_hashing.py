@@ -4,12 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from sklearn.metrics import roc_auc_score
 
+import dlrm_mlet
 from data_utils import Store
 from hashing import Request, fit_map, load_maps, method_names, save_maps
 from mlet.checkpoint import load_checkpoint
+from mlet.table_spec import plan_tables
+from mlet.tables import EmbeddingTables
 
 BASE = (
     "--data-generation=dataset --data-set=kaggle --arch-sparse-feature-size=4 --arch-mlp-bot=13-8-4 "
@@ -37,6 +43,22 @@ def refused(driver, small_tsv, flags):
 
 def losses(result):
     return [event["loss"] for event in result.events if event["event"] == "train"]
+
+
+@given(n=st.integers(2, 300), share=st.floats(0.05, 1), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_tables_read_the_rows_that_a_map_says(n, share, seed):
+    """`hashing` and `mlet` do not know one another: both compute a formula, and must come to the same rows."""
+    counts = np.random.default_rng(seed).integers(0, 9, n) + (np.arange(n) == 0)
+    for method in ("modulo", "universal", "double", "frequency", "frequency-double", "quotient-remainder"):
+        id_map = fit_map(method, Request("a", n, max(2, int(share * n)), counts=counts, seed=seed))
+        spec = plan_tables({"a": n}, 4, row_maps={"a": dlrm_mlet.row_map_of(id_map)})[0]
+        tables = EmbeddingTables([spec], unknown=True)
+        for number, lookup in enumerate(id_map.lookups):
+            if isinstance(lookup, np.ndarray):
+                tables.set_map("a", number, lookup)
+        read = [rows.numpy() for _, rows in tables.rows_read(torch.arange(n)[:, None])]
+        assert all(np.array_equal(one, other) for one, other in zip(read, id_map.rows_of(np.arange(n)), strict=True))
 
 
 MLET = "--mlet-inner-dim=6 --nepochs=2 --arch-model=deepfm"
