@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
@@ -27,7 +28,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -57,7 +58,7 @@ from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
-from mlet.initialize import initialize_tables, row_bound, set_unknown_rows
+from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
@@ -146,7 +147,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="which CTR model; for those other than dlrm --arch-mlp-top is the deep tower (input width computed), "
         "and --arch-mlp-bot turns the dense features into one more vector")  # fmt: skip
     add("--arch-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
-        help=f"an option of the model, may be repeated: {options_help()}")  # fmt: skip
+        help=f"an option of the model, may be repeated: {options_help(model_names(), model_options)}")  # fmt: skip
     add("--batch-norm", **boolean(), help="batch normalisation in the hidden layers of the MLPs")
     add("--dropout", type=number(0, 0.99), default=0.0, help="share dropped in the hidden layers of the MLPs")
     add("--arch-sparse-feature-size", type=at_least(1), default=2, help="embedding dimension d, after collapse")
@@ -189,7 +190,8 @@ def add_hash_flags(parser: argparse.ArgumentParser) -> None:
     add("--hash-compression", type=number(1), default=10.0, metavar="C", help="a table of n ids gets n/C rows")
     add("--hash-min-rows", type=at_least(0), default=200, metavar="N", help="only tables of more ids than this")
     add("--hash-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
-        help=f"an option of the method, may be repeated: {hash_options_help()}")  # fmt: skip
+        help="an option of the method, may be repeated: "
+        f"{options_help(hashing.method_names(), hashing.method_options)}")  # fmt: skip
     add(
         "--hash-map-file",
         default="",
@@ -323,20 +325,11 @@ def add_io_flags(parser: argparse.ArgumentParser) -> None:
     add("--predictions", default="", metavar="FILE", help="--predict writes one probability a line there")
 
 
-def options_help() -> str:
-    """Every model's own options with their defaults."""
+def options_help(names: Sequence[str], options_of: Callable[[str], Mapping[str, object]]) -> str:
+    """The options that each model or hash method has of its own, with their defaults."""
     texts = []
-    for name in model_names():
-        options = [f"{option}={option_text(default)}" for option, default in model_options(name).items()]
-        texts += [f"{name}: {', '.join(options)}"] if options else []
-    return "; ".join(texts)
-
-
-def hash_options_help() -> str:
-    """Every hash method's own options with their defaults."""
-    texts = []
-    for name in hashing.method_names():
-        options = [f"{option}={default}" for option, default in hashing.method_options(name).items()]
+    for name in names:
+        options = [f"{option}={option_text(default)}" for option, default in options_of(name).items()]
         texts += [f"{name}: {', '.join(options)}"] if options else []
     return "; ".join(texts)
 
@@ -431,7 +424,7 @@ def check_flags(flags: argparse.Namespace) -> None:
         raise ValueError("--weighted-pooling=learned works on tables in fp32 only: leave out --emb-precision")
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag or flags.hash_method != "none"):
         raise ValueError("--weighted-pooling works on plain tables: leave out --qr-flag, --md-flag and --hash-method")
-    two_rows = flags.hash_method in ("double", "frequency-double", "quotient-remainder", "cce")
+    two_rows = flags.hash_method != "none" and hashing.method_lookups(flags.hash_method) > 1
     if flags.quantize_emb_with_bit in (4, 8) and (flags.qr_flag or flags.md_flag or two_rows or flags.use_gpu):
         raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables (one row an id), on the CPU")
     if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
@@ -762,9 +755,18 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
 
 def choose_rows(flags: argparse.Namespace, data: Data, about: dict) -> Data:
     """Leave out of training what the maps were learned from; --train-share decides where it is given."""
-    share, history = flags.train_share, about["history"]
-    if data.store is None:
+    share = training_share(flags, about)
+    if share is None:
         return data
+    rows = part_of(data, share)
+    what = f"the share {share[0]:g}-{share[1]:g} of the training rows"
+    print(f"Training on {what}: {len(rows)} of {len(data.train_rows)}")
+    return with_training_rows(flags, data, rows)
+
+
+def training_share(flags: argparse.Namespace, about: dict) -> Sequence[float] | None:
+    """The share of the training rows that is trained on, None for all. ValueError where maps leave none, or overlap."""
+    share, history = flags.train_share, about["history"]
     if history is not None and flags.hash_overlap == "refuse":
         low, high = history
         if share is None:
@@ -776,13 +778,7 @@ def choose_rows(flags: argparse.Namespace, data: Data, about: dict) -> Data:
                 f"--train-share={share[0]:g}-{share[1]:g} overlaps the rows {low:g}-{high:g} that the maps come from: "
                 "maps carry their labels, which ruins the model; choose other rows, or --hash-overlap=allow"
             )
-    if share is None:
-        return data
-    rows = part_of(data, share)
-    print(
-        f"Training on the share {share[0]:g}-{share[1]:g} of the training rows: {len(rows)} of {len(data.train_rows)}"
-    )
-    return with_training_rows(flags, data, rows)
+    return share
 
 
 def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[dict[str, hashing.IdMap], dict]:
@@ -797,8 +793,8 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
     rows = part_of(data, history) if history else data.train_rows
     labels = "vectors" in needs and history is not None
     about = {"store": data.key, "history": history, "labels": labels, "asked": asked_of_maps(flags)}
-    if not flags.hash_learn_only:
-        choose_rows(flags, data, about)  # refuses now what it would refuse after hours of learning
+    if not flags.hash_learn_only and (share := training_share(flags, about)):
+        part_of(data, share)  # both refuse now what they would refuse after hours of learning
     counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
     for name in large if needs else ():
         if not counts[name][:-1].any():
@@ -815,7 +811,7 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
             request = hashing.Request(
                 name,
                 ids=n,
-                rows=max(2 if method in ("cce", "quotient-remainder") else 1, round(n / flags.hash_compression)),
+                rows=max(hashing.least_rows(method), round(n / flags.hash_compression)),
                 counts=counts[name][:-1] if needs else None,
                 vectors=vectors[name] if vectors else None,
                 neighbours=data.store.neighbours_of(name, rows) if "neighbours" in needs else None,
@@ -960,11 +956,18 @@ def report_maps(flags: argparse.Namespace, data: Data, maps: dict[str, hashing.I
     return report
 
 
-def recluster_tables(model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, seed: int, epoch: int) -> None:
+def recluster_tables(
+    model: nn.Module,
+    maps: Collection[str],
+    counts: Sequence[np.ndarray],
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    epoch: int,
+) -> None:
     """--hash-method=cce between two epochs: ids with like vectors get a row in common, see `hashing.cce.recluster`."""
-    tables, seen = model.tables, data.store.counts_in(data.train_rows)
+    tables = model.tables
     for t, spec in enumerate(tables.specs):
-        if spec.name not in data.maps:
+        if spec.name not in maps:
             continue
         parts = [part for part in tables.parts() if part.table == t]
         stored = [part.group.part(part.index, part.counted_rows) for part in parts]
@@ -972,7 +975,7 @@ def recluster_tables(model: nn.Module, data: Data, optimizer: torch.optim.Optimi
         served = [rows if m is None else rows @ m for rows, m in zip(stored, w2, strict=True)]
         numbers = tuple(tables.maps.view(spec, number).cpu().numpy() for number in range(len(parts)))
         before = hashing.IdMap(spec.rows, numbers, spec.row_map.part_rows, "cce", about={"reclustered": epoch - 1})
-        after, new = recluster(before, [rows.cpu().numpy() for rows in served], seen[t][:-1], seed + t)
+        after, new = recluster(before, [rows.cpu().numpy() for rows in served], counts[t][:-1], seed + t)
         for number, (rows, matrix) in enumerate(zip(stored, w2, strict=True)):
             tables.set_map(spec.name, number, after.lookups[number])
             wanted = torch.from_numpy(new[number]).to(rows)
@@ -1084,25 +1087,18 @@ def reinitialize(flags: argparse.Namespace, model: nn.Module, optimizer: torch.o
     """
     seed = (flags.numpy_rand_seed + 0x9E3779B9 * epoch) % (1 << 32)
     small = [t for t, spec in enumerate(model.tables.specs) if spec.rows < flags.emb_reinit_min_rows]
-    for tables in model.table_sets:
-        kept = {part: part.group.part(part.index, part.counted_rows + tables.special_rows).clone()
-                for part in tables.parts() if part.table in small}  # fmt: skip
-        w2 = {
-            group: None if (m := group.inner_projection) is None else m.detach().clone() for group in row_groups(tables)
-        }
-        if tables is model.tables:
-            initialize_tables(tables, np.random.RandomState(seed), seed, flags.mlet_init, flags.emb_init)
+    parts = [(part, part.counted_rows + tables.special_rows) for tables in model.table_sets for part in tables.parts()]
+    kept = {part: part.group.part(part.index, rows).clone() for part, rows in parts if part.table in small}
+    w2 = {group: m.detach().clone() for group in row_groups(model) if (m := group.inner_projection) is not None}
+    model.initialize_tables(np.random.RandomState(seed), seed, flags.mlet_init, flags.emb_init)
+    for part, rows in parts:
+        group, first = part.group, int(part.group.first_row[part.index])
+        if part in kept:
+            group.part(part.index, rows).copy_(kept[part])
         else:
-            for group in row_groups(tables):
-                group.weight.data.zero_()
-        for part, rows in kept.items():
-            part.group.part(part.index, len(rows)).copy_(rows)
-        for part in tables.parts():
-            group, first = part.group, int(part.group.first_row[part.index])
-            if w2[group] is not None and (flags.emb_reinit == "epoch" or part.table in small):
-                group.inner_projection.data[part.index] = w2[group][part.index]
-            if part.table not in small:
-                forget(optimizer, group.weight, slice(first, first + part.counted_rows + tables.special_rows))
+            forget(optimizer, group.weight, slice(first, first + rows))
+        if group in w2 and (flags.emb_reinit == "epoch" or part in kept):
+            group.inner_projection.data[part.index] = w2[group][part.index]
 
 
 def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice) -> None:
@@ -1319,11 +1315,17 @@ class Trainer:
         if not self.stopped:
             progress.epoch, progress.iteration = progress.epoch + 1, 0
 
+    @functools.cached_property
+    def train_counts(self) -> list[np.ndarray]:
+        """How often each id of each table occurs in the rows that are trained on, see `Store.counts_in`."""
+        return self.data.store.counts_in(self.data.train_rows)
+
     def _renew_tables(self) -> None:
         """What happens to tables between two epochs."""
         flags, epoch = self.flags, self.progress.epoch
         if flags.hash_method == "cce":
-            recluster_tables(self.model, self.data, self.optimizer, flags.numpy_rand_seed, epoch)
+            seed = flags.numpy_rand_seed
+            recluster_tables(self.model, self.data.maps, self.train_counts, self.optimizer, seed, epoch)
         if flags.emb_reinit != "none":
             reinitialize(flags, self.model, self.optimizer, epoch)
 
@@ -1365,11 +1367,17 @@ class Trainer:
         progress.batches += 1
 
     def _count_lookups(self) -> None:
-        """Let the rates by frequency see the lookups of the batches that make this step."""
+        """Let the rates by frequency see the lookups of this step, of all its batches and hashes at once.
+
+        Not batch by batch: a checkpoint within the step would hold lookups that a resumed run counts again.
+        """
+        read: dict[nn.Module, list[torch.Tensor]] = {}
         for ids, offsets in self._batches_to_count:
             for tables in self.model.table_sets:
                 for group, rows in tables.rows_read(ids, offsets):
-                    self.row_rates[group].count(rows)
+                    read.setdefault(group, []).append(rows)
+        for group, rows in read.items():
+            self.row_rates[group].count(torch.cat(rows))
         self._batches_to_count.clear()
 
     def _samples_of_group(self, iteration: int) -> int:

@@ -25,7 +25,9 @@ __all__ = [
     "IdMap",
     "Request",
     "fit_map",
+    "least_rows",
     "load_maps",
+    "method_lookups",
     "method_names",
     "method_needs",
     "method_options",
@@ -71,19 +73,30 @@ class _Entry:
     module: str
     function: str
     needs: tuple[str, ...]
+    lookups: int
+    parts: int
     options: Mapping[str, Any]
 
 
 _METHODS: dict[str, _Entry] = {}
 
 
-def register_method(name: str, module: str, function: str = "fit", needs: Sequence[str] = (), **options: Any) -> None:
+def register_method(
+    name: str,
+    module: str,
+    function: str = "fit",
+    needs: Sequence[str] = (),
+    lookups: int = 1,
+    parts: int = 1,
+    **options: Any,
+) -> None:
     """Register a method under the name that `--hash-method` takes.
 
     Args:
         name: as users give it.
         module, function: where it is; imported when it is used.
         needs: what of `Request` it reads: counts, vectors, neighbours.
+        lookups, parts: rows that an id reads, and stored parts that its maps have, each of one row at least.
         options: its own keyword arguments with their defaults, numbers.
 
     Raises:
@@ -93,7 +106,7 @@ def register_method(name: str, module: str, function: str = "fit", needs: Sequen
         raise ValueError(f"hash method {name!r} is already registered by {_METHODS[name].module}")
     if unknown := set(needs) - set(NEEDS):
         raise ValueError(f"hash method {name!r} needs {unknown}: choose from {', '.join(NEEDS)}")
-    _METHODS[name] = _Entry(module, function, tuple(needs), options)
+    _METHODS[name] = _Entry(module, function, tuple(needs), lookups, parts, options)
 
 
 def method_names() -> tuple[str, ...]:
@@ -104,6 +117,16 @@ def method_names() -> tuple[str, ...]:
 def method_needs(name: str) -> tuple[str, ...]:
     """What a method has to know of the history."""
     return _entry(name).needs
+
+
+def method_lookups(name: str) -> int:
+    """How many rows an id reads."""
+    return _entry(name).lookups
+
+
+def least_rows(name: str) -> int:
+    """The smallest budget that a method can do with."""
+    return _entry(name).parts
 
 
 def method_options(name: str) -> Mapping[str, Any]:
@@ -185,10 +208,10 @@ def _entry(name: str) -> _Entry:
 
 register_method("modulo", "hashing.trick", "modulo")
 register_method("universal", "hashing.trick", "universal_hash")
-register_method("double", "hashing.double", "double")
+register_method("double", "hashing.double", "double", lookups=2)
 register_method("frequency", "hashing.frequency", needs=["counts"], private=0.5)
-register_method("frequency-double", "hashing.double", "frequency_double", needs=["counts"], private=0.5)
-register_method("quotient-remainder", "hashing.quotient_remainder")
+register_method("frequency-double", "hashing.double", "frequency_double", needs=["counts"], lookups=2, private=0.5)
+register_method("quotient-remainder", "hashing.quotient_remainder", lookups=2, parts=2)
 register_method("learned", "hashing.learned", "private_head", needs=["counts", "vectors"], private=0.5, min_count=1)
 register_method("learned-weighted", "hashing.learned", "weighted", needs=["counts", "vectors"], min_count=1)
 register_method(
@@ -197,5 +220,5 @@ register_method(
 register_method("learned-embedding", "hashing.learned", "embedding_alone", needs=["counts", "vectors"], min_count=1)
 register_method("learned-frequency", "hashing.learned", "frequency_alone", needs=["counts"], min_count=1)
 register_method("sketch", "hashing.sketch", needs=["counts"], hot=0.5)
-register_method("cce", "hashing.cce", needs=["counts"])
+register_method("cce", "hashing.cce", needs=["counts"], lookups=2, parts=2)
 register_method("graph", "hashing.graph", needs=["counts", "neighbours"], resolution=1.0)

@@ -6,10 +6,8 @@ of about 2 / m^2 only. `frequency_double` gives the most frequent ids rows of th
 
 from __future__ import annotations
 
-import numpy as np
-
 from hashing import Request
-from hashing.frequency import private_ids
+from hashing.frequency import private_ids, rows_behind
 from hashing.id_map import IdMap, universal
 
 
@@ -25,10 +23,5 @@ def frequency_double(request: Request, private: float) -> IdMap:
     Twice the same row is twice its value: a scale that training takes up.
     """
     hot = private_ids(request, private)
-    lookups = []
-    for number in range(2):
-        hashed = universal(request.rows - len(hot), (request.seed, number))
-        rows = len(hot) + hashed(np.arange(request.ids))
-        rows[hot] = np.arange(len(hot))
-        lookups.append(rows)
-    return IdMap(request.ids, tuple(lookups), (request.rows,), "frequency-double")
+    lookups = tuple(rows_behind(request, hot, number) for number in range(2))
+    return IdMap(request.ids, lookups, (request.rows,), "frequency-double")

@@ -28,8 +28,8 @@ import numpy as np
 from hashing import Request
 from hashing.balanced_split import balanced_split, fair_mass
 from hashing.cluster import cluster
-from hashing.frequency import private_ids
-from hashing.id_map import IdMap, universal
+from hashing.frequency import private_ids, rows_behind
+from hashing.id_map import IdMap
 
 Clustering = Callable[[np.ndarray, int], np.ndarray]  # (ids to cluster, buckets) -> bucket numbers
 
@@ -103,12 +103,11 @@ def _learned(
     """Rows 0 .. h - 1 for the h private ids; the other rows for clusters of the seen ids and the hash of the rest."""
     head = np.zeros(0, np.int64) if head is None else head
     shared = request.rows - len(head)
-    rows = len(head) + universal(shared, (request.seed, 0))(np.arange(request.ids))
+    rows = rows_behind(request, head)
     seen = request.counts >= max(1, min_count)
     seen[head] = False
     ids = np.flatnonzero(seen)
     if len(ids):
         rows[ids] = len(head) + clustering(ids, min(shared, len(ids)))
-    rows[head] = np.arange(len(head))
     about = {"clustered": len(ids), "hashed": request.ids - len(ids) - len(head), "private": len(head)}
     return IdMap(request.ids, (rows,), (request.rows,), method, about=about)

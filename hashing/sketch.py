@@ -23,6 +23,7 @@ from __future__ import annotations
 import numpy as np
 
 from hashing import Request
+from hashing.frequency import most_private, rows_behind
 from hashing.id_map import IdMap, universal
 
 FREE = -1
@@ -127,15 +128,11 @@ def fit(request: Request, hot: float) -> IdMap:
     Raises:
         ValueError: a share outside [0, 1), naming the table.
     """
-    if not 0 <= hot < 1:
-        raise ValueError(f"table {request.table}: hot={hot} of the rows lies outside 0 to 1")
-    wanted = min(int(hot * request.rows), request.rows - 1)
+    wanted = most_private(request, "hot", hot)
     sketch = HotSketch(max(1, -(-SPARE * wanted // SLOTS)), SLOTS, request.seed)
     for start in range(0, request.ids if wanted else 0, CHUNK):
         counts = request.counts[start : start + CHUNK]
         sketch.insert(np.arange(start, start + len(counts)), counts)
     ids = sketch.hot(wanted)
-    rows = len(ids) + universal(request.rows - len(ids), (request.seed, 0))(np.arange(request.ids))
-    rows[ids] = np.arange(len(ids))
     about = {"private_rows": len(ids), "sketch": list(sketch.ids.shape)}
-    return IdMap(request.ids, (rows,), (request.rows,), "sketch", about=about)
+    return IdMap(request.ids, (rows_behind(request, ids),), (request.rows,), "sketch", about=about)

@@ -355,8 +355,7 @@ class EmbeddingTables(nn.Module):
 
     def rows_of(self, part: Part, ids: Tensor) -> Tensor:
         """Distinct rows of one part that some ids of its table read, ascending."""
-        unit_number = next(u for u, columns in enumerate(self._columns) if part.table in columns)
-        unit = self.units[unit_number]
+        unit, _ = self._unit_of(part.table)
         read = [
             numbers(ids, part.index, self.maps) - numbers.first_row[part.index]
             for numbers, group in zip(unit.numbers, unit.groups, strict=True)
@@ -364,11 +363,15 @@ class EmbeddingTables(nn.Module):
         ]
         return torch.cat(read).unique()
 
+    def _unit_of(self, table: int) -> tuple[Unit, int]:
+        """The unit that a table belongs to, and its place in it."""
+        unit = next(u for u, columns in enumerate(self._columns) if table in columns)
+        return self.units[unit], self._columns[unit].index(table)
+
     def parts(self) -> Iterator[Part]:
         """Every stored part of every table, tables in order."""
         for t, spec in enumerate(self.specs):
-            unit_number = next(u for u, group in enumerate(self._columns) if t in group)
-            unit, index = self.units[unit_number], self._columns[unit_number].index(t)
+            unit, index = self._unit_of(t)
             for name, counted in spec.parts.items():
                 yield Part(t, name, getattr(unit, name), index, counted)
 

@@ -19,6 +19,7 @@ LEARNED = ("learned-embedding", "learned", "learned-weighted", "learned-coordina
 BUDGETS = (2, 10, 100, 1000)
 GIVE_UP_HISTORY = (*LEARNED, "planted")
 PLANTED = "planted.safetensors"
+COLLISIONS = ("colliding_share", "largest_share")
 BASE = (
     f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --emb-learning-rate-multiplier=10 --mini-batch-size=512 "
     "--hash-report"
@@ -87,9 +88,6 @@ def numbers(outcome: Outcome) -> dict[str, float | str | int]:
         "inference_mb": results[0]["inference_bytes"] / 1e6,
         "map_mb": sum(each["map_bytes"] for each in (results[0]["hash"] or {}).values()) / 1e6, **mean,
     }  # fmt: skip
-
-
-COLLISIONS = ("colliding_share", "largest_share")
 
 
 def tables_of(outcomes: Sequence[Outcome]) -> str:

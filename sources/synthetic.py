@@ -239,12 +239,9 @@ def planted_points(seed: int, table: int, tokens: np.ndarray) -> np.ndarray:
         seed: of the data. table: 0 for the first categorical column. tokens: its raw values as numbers, uint32 [n]; 0
             (a missing value) has the point 0, as all ids of a table that says nothing.
     """
-    mixed = tokens.astype(np.uint32)
-    for inverse, shift in ((_INVERSES[1], 16), (_INVERSES[0], 13)):
-        mixed = (
-            mixed ^ (mixed >> np.uint32(shift)) ^ (mixed >> np.uint32(2 * shift) if 2 * shift < 32 else np.uint32(0))
-        )
-        mixed = mixed * np.uint32(inverse)
+    mixed = tokens.astype(np.uint32)  # the steps of `_tokens`, backwards
+    mixed = (mixed ^ (mixed >> np.uint32(16))) * np.uint32(_INVERSES[1])
+    mixed = (mixed ^ (mixed >> np.uint32(13)) ^ (mixed >> np.uint32(26))) * np.uint32(_INVERSES[0])
     mixed = mixed ^ (mixed >> np.uint32(16))
     ids = (mixed - (np.uint32(table) << np.uint32(ID_BITS))).astype(np.int64) - 1
     teacher = _make_teacher(seed)

@@ -50,6 +50,15 @@ def test_counting_online_holds_rare_rows_back(driver, small_tsv):
     assert moved["linear"] < moved["log"] < moved["none"] < moved["tail-increase"]
 
 
+@pytest.mark.parametrize("more", ["", "--hash-method=double --hash-min-rows=50", "--mlperf-grad-accum-iter=3"])
+def test_a_halflife_is_in_optimizer_steps(driver, small_tsv, more):
+    """However many hashes read a row, and however many batches make a step: 29 batches here."""
+    _, result = train(driver, small_tsv, f"--emb-lr-frequency=log --emb-lr-halflife=50 {more}")
+    steps = 10 if "accum" in more else 29
+    for rate in load_checkpoint(result.folder / "model" / "last")[1]["row_rates"]:
+        assert rate["exponent"] == pytest.approx(steps / 50)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_tables_are_drawn_anew_for_each_further_epoch(driver, small_tsv, epochs):
     """Without a rate nothing but the new draws changes: tables of 100 ids and more, each epoch others; never W2."""

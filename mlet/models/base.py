@@ -105,12 +105,16 @@ class CTRModel(nn.Module, ABC):
         return probability
 
     def initialize(self, rng: np.random.RandomState, seed: int, mlet_init: str, emb_init: str = "uniform") -> None:
-        """Draw all weights: tables first, then the layers; first-order weights start at zero."""
+        """Draw all weights: tables first, then the layers."""
+        self.initialize_tables(rng, seed, mlet_init, emb_init)
+        self.initialize_layers(rng)
+
+    def initialize_tables(self, rng: np.random.RandomState, seed: int, mlet_init: str, emb_init: str) -> None:
+        """Draw the tables; first-order weights start at zero."""
         initialize_tables(self.tables, rng, seed, mlet_init, emb_init)
         if self.wide is not None:
             for parameter in self.wide.parameters():
                 parameter.data.zero_()
-        self.initialize_layers(rng)
 
     def initialize_layers(self, rng: np.random.RandomState) -> None:
         """Draw everything but the tables. Xavier-normal weights, zero biases."""

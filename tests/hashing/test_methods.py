@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hashing
-from hashing import Request, fit_map, method_names, method_options, parse_options, register_method
+from hashing import (
+    Request,
+    fit_map,
+    least_rows,
+    method_lookups,
+    method_names,
+    method_options,
+    parse_options,
+    register_method,
+)
 from hashing.frequency import private_ids
 
 # n, m with 1 <= m <= n
@@ -69,6 +78,16 @@ def test_frequency_without_private_rows_is_the_universal_hash():
     request = Request("t", 50, 9, history(50), seed=4)
     frequency = rows_of(fit_map("frequency", request, private=0.0))
     assert np.array_equal(frequency, rows_of(fit_map("universal", request)))
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_register_knows_lookups_and_the_smallest_budget(name):
+    if name == "graph":
+        pytest.importorskip("sknetwork", reason="graph needs scikit-network")
+    edges = scipy.sparse.csr_matrix(np.arange(60).reshape(20, 3) % 4 + 1.0)
+    request = Request("t", 20, least_rows(name), history(20), np.random.default_rng(0).random((20, 2)), edges)
+    id_map = fit_map(name, request)
+    assert len(id_map.lookups) == method_lookups(name) and len(id_map.part_rows) == least_rows(name) == id_map.rows
 
 
 @given(sizes, seeds)
