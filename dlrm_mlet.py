@@ -54,6 +54,7 @@ from mlet import checkpoint, export, memory, quantize
 from mlet.analysis import spectra
 from mlet.by_frequency import counts_of_rows, frequency_report
 from mlet.controls import MaskedCrossTerm
+from mlet.cuda_graph import CapturedBackward
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
@@ -280,6 +281,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
     add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
     add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
+    add("--cuda-graph", choices=("auto", "off"), default="auto",
+        help="with --use-gpu: launch forward and backward of whole one-hot batches as one CUDA graph")  # fmt: skip
     add("--precision", choices=("fp32", "bf16"), default="fp32",
         help="of the dense layers' arithmetic in training; weights and evaluation stay fp32")  # fmt: skip
     add("--emb-precision", choices=("fp32", "bf16"), default="fp32",
@@ -1194,11 +1197,11 @@ def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callabl
     """The mean loss of a batch; with --compile everything behind the tables is one compiled function."""
 
     def behind_tables(labels: torch.Tensor, dense: torch.Tensor, *looked_up: torch.Tensor) -> torch.Tensor:
-        return loss(model.vectors_to_probability(dense, *looked_up).float(), labels)
+        probability = model.vectors_to_probability(dense, *looked_up).float()
+        with torch.autocast(labels.device.type, enabled=False):  # CUDA's refuses a loss of probabilities
+            return loss(probability, labels)
 
-    # a CUDA graph saves the launches of many small kernels, which on the CPU cost next to nothing
-    mode = "reduce-overhead" if flags.use_gpu and torch.cuda.is_available() else "default"
-    compiled = torch.compile(behind_tables, dynamic=False, mode=mode) if flags.compile else behind_tables
+    compiled = torch.compile(behind_tables, dynamic=False) if flags.compile else behind_tables
 
     def forward_loss(batch: Batch) -> torch.Tensor:
         # another shape, as the last batch may have, would be compiled anew, which takes longer than the batch
@@ -1248,7 +1251,9 @@ class Trainer:
     ) -> None:
         self.flags, self.data, self.model, self.device, self.rng = flags, data, model, device, rng
         self.forward_loss = make_forward_loss(flags, model, make_loss(flags, device))
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16")
+        # a cache of cast weights would outlive a step that is captured in a CUDA graph
+        is_bf16 = flags.precision == "bf16"
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=device.type == "cpu")
         seed = flags.numpy_rand_seed
         groups = parameter_groups(flags, model)
         self.optimizer = build_optimizer(flags.optimizer, groups, flags.learning_rate, rounding_seed=seed)
@@ -1270,6 +1275,7 @@ class Trainer:
         self._batches_to_count: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._bad_iteration = torch.tensor(-1, device=device)
+        self._captured = CapturedBackward(self._loss_and_backward, model.parameters()) if self._can_capture() else None
 
     def fit(self) -> None:
         """Train to the last epoch, or until a threshold is reached."""
@@ -1340,18 +1346,17 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One batch: forward, backward and, if the accumulation is complete, one update."""
         flags, progress = self.flags, self.progress
-        batch = to_device(batch, self.device)
-        with self.autocast:
-            loss = self.forward_loss(batch)
-        self._note_non_finite(loss.detach())
-        samples = len(batch.labels)
-        share = samples / self._samples_of_group(progress.iteration)
-        (loss if share == 1 else loss * share).backward()
+        batch, samples = to_device(batch, self.device), len(batch.labels)
+        if self._captured and samples == flags.mini_batch_size:
+            loss = self._captured(batch.dense, batch.ids, batch.labels)
+        else:
+            share = samples / self._samples_of_group(progress.iteration)
+            loss = self._loss_and_backward(batch.dense, batch.ids, batch.labels, batch.offsets, share)
+        self._note_non_finite(loss)
         if self.row_rates and flags.emb_lr_counts == "online":
             self._batches_to_count.append((batch.ids, batch.offsets))
         group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
-            self._mask_bad_gradients()
             add_row_penalty(self.row_parameters, flags.emb_l2)
             self._count_lookups()
             if self.model.masked is not None:
@@ -1362,9 +1367,30 @@ class Trainer:
             if any(schedule_options(flags)):
                 self.schedule.step()
             self.optimizer.zero_grad()
-        self._loss_sum += loss.detach() * samples
+        self._loss_sum += loss * samples
         progress.samples += samples
         progress.batches += 1
+
+    def _loss_and_backward(
+        self,
+        dense: torch.Tensor,
+        ids: torch.Tensor,
+        labels: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        share: float = 1.0,
+    ) -> torch.Tensor:
+        """The mean loss of a batch, whose gradients, times `share`, are added to the parameters'."""
+        with self.autocast:
+            loss = self.forward_loss(Batch(dense, ids, offsets, labels))
+        (loss if share == 1 else loss * share).backward()
+        self._mask_bad_gradients(loss.detach())
+        return loss.detach()
+
+    def _can_capture(self) -> bool:
+        """Whether every whole batch does the same on the device: no bags, no accumulation, no control of gradients."""
+        flags = self.flags
+        plain = flags.mlperf_grad_accum_iter == 1 and self.model.masked is None and not any(self.data.multi_hot)
+        return plain and self.device.type == "cuda" and flags.cuda_graph == "auto"
 
     def _count_lookups(self) -> None:
         """Let the rates by frequency see the lookups of this step, of all its batches and hashes at once.
@@ -1395,13 +1421,13 @@ class Trainer:
                 self._stop_if_non_finite()
             return
         is_first = (self._bad_iteration < 0) & ~torch.isfinite(loss)
-        self._bad_iteration = torch.where(is_first, self.progress.iteration + 1, self._bad_iteration)
+        self._bad_iteration.copy_(torch.where(is_first, self.progress.iteration + 1, self._bad_iteration))
 
-    def _mask_bad_gradients(self) -> None:
+    def _mask_bad_gradients(self, loss: torch.Tensor) -> None:
         """On CUDA nothing waits for the loss: once one was bad, no update may reach the weights until it is read."""
         if self.device.type == "cpu":
             return
-        good = self._bad_iteration < 0
+        good = (self._bad_iteration < 0) & torch.isfinite(loss)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
@@ -1602,9 +1628,10 @@ class Trainer:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; CUDA fetches it from pinned memory, so that the processor goes on meanwhile."""
     if device.type == "cpu":
         return batch
-    return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in batch))
+    return Batch(*(None if part is None else part.pin_memory().to(device, non_blocking=True) for part in batch))
 
 
 def open_board(directory: str | None):  # noqa: ANN201 (the type comes from an extra)

@@ -41,10 +41,36 @@ def summed_rows(grad: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
     """(distinct rows [R], the sum of each row's gradients [R, D] in `dtype`) of a sparse gradient.
 
     The values may be the gradient's own: they are not to be changed in place. A gradient that is marked as
-    coalesced is taken as it is; any other is coalesced, which synchronises on CUDA.
+    coalesced is taken as it is. Any other is coalesced on the CPU; on CUDA, where the number of distinct rows is not
+    known to the processor, R is the number of all its rows: those that are left over repeat the first row and its sum,
+    so that whatever is computed and written for them is what is written for it.
     """
-    grad = grad.to(dtype).coalesce()  # widen first: sums in bfloat16 would round at every addition
+    grad = grad.to(dtype)  # first: sums in bfloat16 would round at every addition
+    if grad.is_cuda and not grad.is_coalesced():
+        return padded_sums(grad._indices()[0], grad._values())
+    grad = grad.coalesce()
     return grad.indices()[0], grad.values()
+
+
+def padded_sums(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct rows, ascending, and the sums of their values, in as many places as were given.
+
+    Args:
+        rows: [L], repeated in any order. values: [L, D].
+
+    Returns:
+        rows [L] and sums [L, D]; the places behind the last distinct row repeat the first.
+    """
+    if not len(rows):
+        return rows, values
+    ascending, order = torch.sort(rows)
+    is_new = torch.ones_like(ascending, dtype=torch.bool)
+    torch.ne(ascending[1:], ascending[:-1], out=is_new[1:])
+    place = is_new.cumsum(0) - 1
+    sums = torch.zeros_like(values).index_add_(0, place, values.index_select(0, order))
+    distinct = ascending[:1].expand(len(rows)).scatter(0, place, ascending)
+    is_used = torch.arange(len(rows), device=rows.device) <= place[-1]
+    return distinct, torch.where(is_used.unsqueeze(1), sums, sums[:1])
 
 
 def read_rows(p: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

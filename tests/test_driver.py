@@ -360,14 +360,6 @@ def test_checkpoints_that_do_not_fit_are_named(driver, data):
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") == 1, refused.err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("flags", ["", "--mlet-inner-dim=8", "--qr-flag --optimizer=rwsadagrad --learning-rate=0.02"])
-def test_cuda_trains_as_the_cpu_does(driver, data, flags):
-    cpu, gpu = (driver(f"{data} {flags} {use} --save-onnx=m.onnx") for use in ("", "--use-gpu"))
-    assert "Using 1 GPU(s)" in gpu.out
-    assert [float(x) for x in losses(gpu)] == pytest.approx([float(x) for x in losses(cpu)], abs=1e-3)
-
-
 def test_use_gpu_without_one_warns_and_goes_on(driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = driver(f"{RANDOM} --use-gpu")

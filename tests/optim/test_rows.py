@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optim
-from optim.rows import read_rows, round_stochastically, rounding_noise, summed_rows, write_rows
+from optim.rows import (
+    padded_sums,
+    read_rows,
+    round_stochastically,
+    rounding_noise,
+    summed_rows,
+    write_rows,
+)
 
 CPU = torch.device("cpu")
 RULES = ["sgd", "adagrad", "rwsadagrad", "adam"]
@@ -151,3 +158,38 @@ def test_non_finite_gradients_show_in_a_bfloat16_table(rule):
     p.grad = torch.sparse_coo_tensor([[2]], values, (4, 2), check_invariants=True)
     optimizer.step()
     assert p[2, 0].isnan() and not p[[0, 1, 3]].isnan().any()
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_padded_sums_repeat_the_first_row_behind_the_distinct_ones(rows):
+    """What CUDA steps on: the same rows and sums as a coalesced gradient has, in as many places as there were."""
+    grad = touch(rows, (10, 3), seed=len(rows)).double()
+    expected = grad.coalesce()
+    found, sums = padded_sums(torch.tensor(rows, dtype=torch.int64), grad._values())
+    count = len(set(rows))
+    assert len(found) == len(rows) and found[:count].tolist() == expected.indices()[0].tolist()
+    torch.testing.assert_close(sums[:count], expected.values())
+    if rows:
+        assert (found[count:] == found[0]).all() and (sums[count:] == sums[0]).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_step_alike_on_padded_and_on_coalesced_sums(rule, monkeypatch):
+    """The way of CUDA, taken on the CPU. The first row is repeated too, so that its double writing would show."""
+    rows = [[0, 4, 4, 0], [2, 2, 2], [0, 1, 0]]
+    stepped = []
+    for padded in (False, True):
+        p = torch.nn.Parameter(torch.arange(15.0).view(5, 3))
+        optimizer = optim.build_optimizer(rule, [p], lr=0.1)
+        if padded:
+            for module in ("adagrad", "adam", "sgd"):
+                sums = lambda grad, dtype: padded_sums(grad._indices()[0], grad._values().to(dtype))  # noqa: E731
+                monkeypatch.setattr(f"optim.{module}.summed_rows", sums)
+        for seed, each in enumerate(rows):
+            p.grad = touch(each, (5, 3), seed)
+            optimizer.step()
+        stepped.append((p.detach(), optimizer.state[p]))
+    torch.testing.assert_close(stepped[1][0], stepped[0][0])
+    assert stepped[1][1].keys() == stepped[0][1].keys()
+    for name, value in stepped[0][1].items():
+        torch.testing.assert_close(stepped[1][1][name], value)
