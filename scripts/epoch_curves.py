@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -51,6 +50,7 @@ class Row:
     name: str
     setting: str = ""
     curves: tuple[Curve, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 def events_of(path: Path) -> list[dict]:
@@ -94,8 +94,11 @@ def rows_of(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> lis
     rows = []
     for name in names:
         outcome = by_name.get(name)
-        curves = [curve_of(events_of(path), task) for path in outcome.files.values()] if outcome else []
-        rows.append(Row(name, outcome.setting if outcome else "", tuple(curves)))
+        if outcome is None:
+            rows.append(Row(name))
+            continue
+        curves = [curve_of(events_of(path), task) for path in outcome.files.values()]
+        rows.append(Row(name, outcome.setting, tuple(curves), tuple(outcome.files)))
     return rows
 
 
@@ -116,9 +119,9 @@ def collapse_of(row: Row) -> tuple[str, str]:
     drops = [curve.test[-1] - curve.at_best for curve in row.curves]
     epochs = sorted({curve.best + 1 for curve in row.curves})
     length = min(len(curve.test) for curve in row.curves)
-    where = f"from epoch {'-'.join(map(str, sorted({epochs[0], epochs[-1]})))} (best on validation) to epoch {length}"
+    where = f"from epoch {', '.join(map(str, epochs))} (best on validation) to epoch {length}"
     text = f"test AUC {with_interval(drops)} {where}, {len(drops)} seed{'s' * (len(drops) > 1)}"
     if len(drops) < 2:
         return ("one seed only" if drops[0] < 0 else "no"), text
     high = interval(drops)[2]
-    return ("yes" if not math.isnan(high) and high < 0 else "no"), text
+    return ("yes" if high < 0 else "no"), text

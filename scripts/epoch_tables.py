@@ -145,12 +145,12 @@ def cells_of(rows_by_task: Mapping[str, Sequence[Row]]) -> list[dict[str, str | 
     cells = []
     for task, rows in rows_by_task.items():
         for row in rows:
-            for seed, curve in enumerate(row.curves):
+            for seed, curve in zip(row.seeds, row.curves, strict=True):
                 for epoch, auc in enumerate(curve.test):
                     jump = curve.jumps[epoch - 1] if 0 < epoch <= len(curve.jumps) else ""
                     cells.append(
                         {
-                            "task": task, "method": row.name, "setting": row.setting, "run": seed, "epoch": epoch + 1,
+                            "task": task, "method": row.name, "setting": row.setting, "seed": seed, "epoch": epoch + 1,
                             "test_auc": auc, "val_auc": curve.val[epoch], "val_logloss": curve.val_logloss[epoch],
                             "jump_percent": jump, "is_best": int(epoch == curve.best),
                         }

@@ -118,16 +118,12 @@ def main() -> int:
     """Run the study on the command line's data."""
     name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETS else ""
     every = (*METHODS, *FURTHER)
-    flags = parse(
-        f"{__doc__}First {', '.join(SETS)}, then the data.",
-        "1 2 3 4 5",
-        [*(method.name for method in every), CONVERGENCE],
-    )
+    choices = [*(method.name for method in every), CONVERGENCE]
+    default = CHEAP if name == "globo" else [*(method.name for method in METHODS), CONVERGENCE]
+    flags = parse(f"{__doc__}First {', '.join(SETS)}, then the data.", "1 2 3 4 5", choices, default)
     if not name or bool(flags.data) == (name in GENERATED):
         print(f"error: first {', '.join(SETS)}, then its data ({', '.join(GENERATED)}: none)", file=sys.stderr)
         return 2
-    if "--only" not in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]:
-        flags.only = list(CHEAP) if name == "globo" else [*(method.name for method in METHODS), CONVERGENCE]
     base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
 
     def rows_by_task(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:

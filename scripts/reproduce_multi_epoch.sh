@@ -4,7 +4,7 @@
 #
 #   bash scripts/reproduce_multi_epoch.sh criteo train.txt                  # Criteo Kaggle's format; 80,000 rows: 165 runs, an hour of one core
 #   bash scripts/reproduce_multi_epoch.sh criteo train.txt --seeds "1 2" --only plain re-init fal-log convergence --jobs 2
-#   bash scripts/reproduce_multi_epoch.sh synthetic                         # 1,000,000 rows, built in: MINUTES_SYNTHETIC
+#   bash scripts/reproduce_multi_epoch.sh synthetic                         # 1,000,000 rows, built in: some 10 hours of one core; --only fewer
 #   bash scripts/reproduce_multi_epoch.sh globo ../data/globo               # labels click and long_dwell, split by time: plain, re-init, fal-log
 #   bash scripts/reproduce_multi_epoch.sh multitask-synthetic               # labels click, cart and checkout
 #
