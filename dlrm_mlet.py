@@ -52,7 +52,8 @@ from hashing.cce import recluster
 from hashing.report import collision_report
 from mlet import checkpoint, export, memory, quantize
 from mlet.analysis import spectra
-from mlet.by_frequency import counts_of_rows, frequency_report
+from mlet.boundary import EpochBoundary
+from mlet.by_frequency import counts_of_rows, frequency_report, quality_by_count, rarest_counts
 from mlet.controls import MaskedCrossTerm
 from mlet.cuda_graph import CapturedBackward
 from mlet.embedding import initial_projection
@@ -307,7 +308,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--print-precision", type=at_least(0), default=5, help="digits of printed tensors")
     add("--debug-mode", **boolean(), help="print model, data and weights; show tracebacks of errors")
     add("--enable-profiling", **boolean(), help="write torch.profiler tables and a trace of the first 1000 batches")
-    add("--frequency-report", **boolean(), help="test quality by how often the ids of a row were seen in training")
+    add("--frequency-report", **boolean() | {"type": report_moment, "const": "end", "metavar": "True|False|epoch"},
+        help="test quality by how often the ids of a row were seen in training; epoch: validation at each epoch's end, "
+        "by the row's rarest id, too")  # fmt: skip
     add("--tensor-board-filename", default=None, metavar="DIR", help="write TensorBoard events there")
     add("--mlperf-logging", **boolean(), help="also print recall, precision, F1 and average precision at each test")
     add("--mlperf-acc-threshold", type=number(0, 1), default=0.0, help="stop when the test accuracy exceeds this share")
@@ -354,6 +357,16 @@ def parse_boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return values[text.lower()]
+
+
+def report_moment(text: str) -> str:
+    """--frequency-report: "end", "epoch" (each epoch's end and the end), or nothing."""
+    if text.lower() in ("end", "epoch"):
+        return text.lower()
+    try:
+        return "end" if parse_boolean(text) else ""
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of True, False, end and epoch") from None
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -1265,6 +1278,7 @@ class Trainer:
         # progress lines count to --num-batches even where the data ends before, as the reference's do
         self.batches_shown = flags.num_batches if flags.num_batches > 0 else batches
         self.batches_per_epoch = min(self.batches_shown, batches)
+        self.boundary = EpochBoundary(self.batches_per_epoch, device)
         self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
         self.board = open_board(flags.tensor_board_filename)
         self.save_to = flags.save_model or without_checkpoint_name(flags.resume)
@@ -1309,6 +1323,7 @@ class Trainer:
                 at_end = progress.iteration == self.batches_per_epoch
                 if tested or printed or at_end:
                     progress.seconds += time.perf_counter() - began
+                    self._report_boundary()
                     if tested or printed:
                         self._print_progress(bar)
                     if tested or (at_end and self.data.store is not None and self.data.splits):
@@ -1368,6 +1383,7 @@ class Trainer:
                 self.schedule.step()
             self.optimizer.zero_grad()
         self._loss_sum += loss * samples
+        self.boundary.add(progress.iteration, loss, samples)
         progress.samples += samples
         progress.batches += 1
 
@@ -1465,6 +1481,20 @@ class Trainer:
         self._count_training_time()
         self._loss_sum.zero_()
 
+    def _report_boundary(self) -> None:
+        """How the training loss went from the last epoch's end into this epoch, once enough of it is done."""
+        self._stop_if_non_finite()
+        found = self.boundary.take()
+        if found is None:
+            return
+        epoch, jump = self.progress.epoch, found["jump_percent"]
+        text = f"{found['last']:.6f} -> {found['first']:.6f}" + (f" ({jump:+.2f} %)" if jump is not None else "")
+        count = f"last and first {found['batches']} batches"
+        tqdm.write(f"Loss from epoch {epoch - 1} to {epoch}, {count}: {text}", file=sys.stdout)
+        # at the window's end wherever it is read: a resumed run writes the same event
+        self.metrics_file.write("boundary", epoch=epoch, iteration=found["batches"], **found)
+        self._board("Train/BoundaryJump", jump)
+
     def _count_training_time(self) -> None:
         progress = self.progress
         progress.train_seconds += progress.seconds
@@ -1524,14 +1554,30 @@ class Trainer:
             self.metrics_file.write("eval", split=split, **where, **values)
         if flags.spectra:
             self.metrics_file.write("spectrum", **where, tables=spectra(self.model, self.unknown_trained()))
+        if flags.frequency_report == "epoch" and progress.iteration == self.batches_per_epoch:
+            self._report_by_frequency(*results["val"])
         for name, value in (("Test/Acc", test["accuracy"] / 100), ("Test/AUC", test["auc"])):
             self._board(name, value)
+        self._board("Val/AUC", metrics["val"]["auc"] if "val" in metrics else None)
         reference = reference_metrics(*part) if flags.mlperf_logging else {"accuracy": test["accuracy"]}
         print_metrics(metrics, progress, reference)
         is_best = "val" in metrics and is_better(metrics["val"], progress.best and progress.best["val"])
         if is_best:
             progress.best = where | metrics
         return is_best
+
+    @functools.cached_property
+    def _rarest_of_val(self) -> np.ndarray:
+        """How often the rarest id of each validation row occurs in the rows that are trained on."""
+        return rarest_counts(counts_of_split(self, "val", self.samples_reached()))
+
+    def _report_by_frequency(self, labels: np.ndarray, scores: np.ndarray) -> None:
+        """Validation quality at an epoch's end, by the row's rarest id."""
+        report = quality_by_count(labels, scores, self._rarest_of_val)
+        where = {"epoch": self.progress.epoch, "iteration": self.progress.iteration}
+        self.metrics_file.write("frequency", split="val", **where, rarest=report)
+        for number, part in enumerate(report["bins"], 1):  # from the rarest up
+            self._board(f"Val/AUC/decile-{number}", part["auc"])
 
     def save(self, is_best: bool) -> None:
         """Write DIR/last, and DIR/best where validation says so."""
@@ -1548,6 +1594,7 @@ class Trainer:
             "model": full_config(self.model),
             "maps": self.data.maps_about,
             "row_rates": [rate.state_dict() for rate in self.row_rates.values()],
+            "boundary": self.boundary.state_dict(),
             "progress": position,
             "optimizer": pack_optimizer(self.optimizer, names),
             "schedule": self.schedule.state_dict() | {"lr_lambdas": None},
@@ -1602,6 +1649,8 @@ class Trainer:
         unpack_optimizer(self.optimizer, state["optimizer"], names)
         for rate, saved in zip(self.row_rates.values(), state.get("row_rates", []), strict=True):
             rate.load_state_dict(saved)
+        if "boundary" in state:  # not in older checkpoints
+            self.boundary.load_state_dict(state["boundary"])
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
@@ -1692,10 +1741,16 @@ def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:
     """Test metrics by how often ids occur in the rows trained on (with --inference-only: in all that could be)."""
     data = trainer.data
     upto = data.train_samples if trainer.flags.inference_only else trainer.samples_reached()
-    counts = data.store.counts_in(data.train_rows[:upto])
     labels, scores = evaluate(model, data, trainer.device, ("test",))["test"]
-    batches = ((batch.ids, batch.offsets) for batch in data.eval_batches("test"))
-    return frequency_report(labels, scores, counts_of_rows(batches, counts, len(labels)), data.tables)
+    return frequency_report(labels, scores, counts_of_split(trainer, "test", upto), data.tables)
+
+
+def counts_of_split(trainer: Trainer, split: str, upto: int) -> np.ndarray:
+    """How often each id of a split's rows occurs in the first `upto` samples of the training order: [N, T]."""
+    data = trainer.data
+    counts = data.store.counts_in(data.train_rows[:upto])
+    batches = ((batch.ids, batch.offsets) for batch in data.eval_batches(split))
+    return counts_of_rows(batches, counts, len(data.store.rows_of(split)))
 
 
 def is_better(metrics: dict, best: dict | None) -> bool:
