@@ -287,6 +287,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--emb-idle-decay", type=number(0), default=0.0, metavar="ALPHA",
         help="a row that was not read for I steps loses the share min(1, ALPHA I) when it is (AdamAR, arXiv 2511.06374)"
     )  # fmt: skip
+    add("--emb-idle-decay-at", choices=("update", "lookup"), default="update",
+        help="take --emb-idle-decay with a row's update, as the paper writes it, or before the model reads the row"
+    )  # fmt: skip
     add("--emb-clip", type=number(0), default=0.0, metavar="R",
         help="clip each row's gradient to its lookups times its norm times R (CowClip, arXiv 2204.06240); 0: off"
     )  # fmt: skip
@@ -1472,6 +1475,9 @@ class Trainer:
         if flags.emb_id_dropout:
             batch = self._with_dropped_ids(batch)
         batch = to_device(batch, self.device)
+        if flags.emb_idle_decay and flags.emb_idle_decay_at == "lookup":
+            for group, rows in self._rows_read(batch.ids, batch.offsets):
+                self.optimizer.decay_idle_rows(group.weight, rows)
         with self.autocast:
             loss = self.forward_loss(batch)
         self._note_non_finite(loss.detach())
@@ -1503,6 +1509,11 @@ class Trainer:
         unknown = list(self.data.tables.values())  # id n of n
         return batch._replace(ids=drop_ids(batch.ids, batch.offsets, unknown, self.flags.emb_id_dropout, where))
 
+    def _rows_read(self, ids: torch.Tensor, offsets: torch.Tensor | None) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+        """The rows [L] that a batch reads in each group of all tables, as often as it reads them."""
+        for tables in self.model.table_sets:
+            yield from tables.rows_read(ids, offsets)
+
     def _use_lookups(self) -> None:
         """Let --emb-clip and rates by frequency see the lookups of this step, of all its batches and hashes at once.
 
@@ -1510,9 +1521,8 @@ class Trainer:
         """
         read: dict[nn.Module, list[torch.Tensor]] = {}
         for ids, offsets in self._batches_to_count:
-            for tables in self.model.table_sets:
-                for group, rows in tables.rows_read(ids, offsets):
-                    read.setdefault(group, []).append(rows)
+            for group, rows in self._rows_read(ids, offsets):
+                read.setdefault(group, []).append(rows)
         for group, parts in read.items():
             rows = torch.cat(parts)
             if group in self.clipped:

@@ -77,6 +77,10 @@ class Combined(torch.optim.Optimizer):
         """As `RowOptimizer.set_row_decay`, of the part that has `p`."""
         self._part_of(p).set_row_decay(p, decay)
 
+    def decay_idle_rows(self, p: torch.Tensor, rows: torch.Tensor) -> None:
+        """As `RowOptimizer.decay_idle_rows`, of the part that has `p`."""
+        self._part_of(p).decay_idle_rows(p, rows)
+
     def _part_of(self, p: torch.Tensor) -> RowOptimizer:
         for part in self.parts:
             if any(p is own for group in part.param_groups for own in group["params"]):

@@ -71,6 +71,21 @@ class RowDecay:
         idle = (self.idle * idle_steps(rows, count, state)).clamp(max=1.0)
         return lost + idle * (1 - lost)  # not 1 - (1 - lost) (1 - idle), which rounds away what is small
 
+    def at_lookup(self, p: Tensor, rows: Tensor, state: dict[str, Any]) -> None:
+        """Take the idle decay of rows now, before they are read, so that their gradient is that of the decayed rows.
+
+        The update that follows then finds I_i = 0. Until it comes, further calls take nothing.
+
+        Args:
+            p: [N, D]. rows: [L], may repeat. state: as in `lost`.
+        """
+        if not self.idle or LAST_STEP not in state:  # before the first update nothing has idled
+            return
+        last, done = state[LAST_STEP].index_select(0, rows), state["row_clock"]
+        lost = (self.idle * torch.where(last > 0, done - last, 0)).clamp(max=1.0)
+        p.index_copy_(0, rows, p.index_select(0, rows) * (1 - lost).unsqueeze(1).to(p.dtype))  # equal where repeated
+        state[LAST_STEP].index_copy_(0, rows, torch.where(last > 0, done, 0).to(last.dtype))
+
 
 def idle_steps(rows: Tensor, count: int, state: dict[str, Any]) -> Tensor:
     """I_i of the rows [R] that the next update touches, int32; notes that update in `state`, see `RowDecay.lost`."""

@@ -79,6 +79,15 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         self._row_decays[p] = decay
 
     @torch.no_grad()
+    def decay_idle_rows(self, p: torch.Tensor, rows: torch.Tensor) -> None:
+        """Before the forward pass: take the idle decay that `set_row_decay` asks for from rows [L] that it will read.
+
+        Without this call the step that updates a row takes it, from gradients that have seen the row undecayed.
+        """
+        if p in self._row_decays:
+            self._row_decays[p].at_lookup(p, rows, self.state[p])
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """Update every parameter that has a gradient. Returns the closure's loss, if there is a closure.
 
