@@ -533,6 +533,10 @@ def check_row_flags(flags: argparse.Namespace) -> None:
         raise ValueError(
             f"{given[0]} changes W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
         )
+    if flags.emb_idle_decay_at != "update" and not flags.emb_idle_decay:
+        raise ValueError("--emb-idle-decay-at needs --emb-idle-decay")
+    if flags.emb_clip_floor != 1e-5 and not flags.emb_clip:
+        raise ValueError("--emb-clip-floor needs --emb-clip")
     if flags.emb_id_dropout and flags.data_generation == "random":
         raise ValueError("--emb-id-dropout needs --data-generation=dataset: random data has no unknown ids")
     if flags.adam_row_steps and rule_of_rows(flags) != "adam":
