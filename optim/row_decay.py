@@ -11,6 +11,10 @@ what a row's first update takes from it; rows here start as drawn, and the first
 whose state is forgotten (all its state set to 0) is new in that sense. As the paper decays rows when they are updated,
 so does this: what a row has lost by idling shows after its next update, not in an evaluation before.
 
+The paper's formula leaves open whether the gradient of that update is of the row before its decay or after it. `lost`
+takes it for the former, which changes what an update leaves behind but not what the model sees of a row until then: at
+a rare row's second visit that is all of its first sample. `at_lookup` decays before the row is read.
+
 Legend: N rows of a parameter, R distinct touched rows.
 """
 

@@ -35,7 +35,8 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         theta_i <- (1 - idle_i) (1 - lr r_i X) theta_i + r_i d_i   r_i: optim.row_rate; idle_i, X: optim.row_decay
 
     d_i is that of the row as it was before the step. The weight decay X follows the row's rate lr r_i, as in AdamW; the
-    idle decay does not.
+    idle decay does not. `decay_idle_rows` takes it before the forward pass instead: theta_i <- (1 - idle_i) theta_i,
+    then all of the above with idle_i = 0.
 
     Args:
         params: parameters or parameter groups.

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_driver_data import write_clicks
 
 import dlrm_mlet
 from data_utils import Store
@@ -150,6 +151,35 @@ def test_dropped_ids_train_the_unknown_rows(driver, small_tsv):
     loaded = driver(f"{BASE} {flags} --load-model=some/last --inference-only", "--raw-data-file", small_tsv)
     assert loaded.code == 0, loaded.err
     assert loaded.events[-1]["val"] == pytest.approx(trained)
+
+
+def test_ids_are_dropped_from_bags(driver, tmp_path):
+    write_clicks(tmp_path)
+    flags = (
+        "--data-generation=dataset --data-set=schema --raw-data-file=clicks.json --arch-sparse-feature-size=4 "
+        "--arch-mlp-bot=1-4 --arch-mlp-top=8-1 --loss-function=bce --mini-batch-size=64 --print-freq=1000 "
+        "--learning-rate=0.1 --processed-data-file=store"
+    )
+    weights = {}
+    for share in ("0", "1", "0.3"):
+        result = driver(f"{flags} --num-batches=5 --emb-id-dropout={share} --save-model=m{share}")
+        assert result.code == 0, result.err
+        weights[share] = load_checkpoint(tmp_path / f"m{share}" / "last")[0][ROWS]
+    unknown, first = [], 0
+    for n in Store(tmp_path / "store").tables.values():
+        unknown.append(first + n)
+        first += n + 2  # the padding row of bags lies behind
+    # ids that are never dropped train no unknown row; those that always are, nothing else
+    assert not weights["0"][unknown].any()
+    moved = (weights["1"] != driver_start(driver, flags, tmp_path)).any(dim=1)
+    assert moved.nonzero().flatten().tolist() == unknown
+    assert weights["0.3"][unknown].any(dim=1).all()
+
+
+def driver_start(driver, flags, folder):
+    """The rows that a run starts from."""
+    assert driver(f"{flags.replace('rate=0.1', 'rate=0')} --num-batches=1 --save-model=start").code == 0
+    return load_checkpoint(folder / "start" / "last")[0][ROWS]
 
 
 def test_dropout_leaves_other_draws_alone(driver, small_tsv):

@@ -103,6 +103,26 @@ def test_what_a_row_loses_by_idling():
     assert p[1].tolist() == [0.0] * D  # a row cannot lose more than all
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_decay_before_the_lookup_is_that_of_a_shrunk_row(rule):
+    """The model reads row 3 decayed, however often it asks before the update; then the rule steps as if born so."""
+    p, twin = table(), table()
+    optimizer, plain = composed(rule, p, rate=False, decay=False, idle=True), RULES[rule]([twin], lr=LR)
+    lookup = torch.tensor([3, 5, 3])
+    optimizer.decay_idle_rows(p, lookup)  # nothing has idled yet
+    for seed, rows in enumerate([[3, 3], [1], [1]]):
+        run(p, optimizer, [gradient(rows, seed)])
+        run(twin, plain, [gradient(rows, seed)])
+    assert torch.equal(p[5], table()[5])
+    twin.data[3] *= 1 - 2 * ALPHA
+    optimizer.decay_idle_rows(p, lookup)
+    optimizer.decay_idle_rows(p, lookup)
+    torch.testing.assert_close(p, twin)
+    assert torch.equal(p[5], table()[5])  # never updated: nothing to lose
+    run(p, optimizer, [gradient([3, 3, 5], 7)])
+    torch.testing.assert_close(p, run(twin, plain, [gradient([3, 3, 5], 7)]))
+
+
 def test_weight_decay_follows_the_rate_of_the_step_and_of_the_row():
     p = torch.nn.Parameter(torch.ones(N, D))
     optimizer = composed("sgd", p, rate=True, decay=True, idle=False)
@@ -182,6 +202,8 @@ def test_cuda_agrees_with_the_cpu_and_does_not_synchronise(rule):
             for at, (lookups, p.grad) in enumerate(zip(rows, grads, strict=True)):
                 if device == "cuda" and at > 0:  # the first step makes the state and loads kernels
                     torch.cuda.set_sync_debug_mode("error")
+                if at % 2:
+                    optimizer.decay_idle_rows(p, lookups)
                 add_row_penalty([p], L2)
                 clip_row_gradients(p, lookups, CLIP, FLOOR)
                 optimizer.step()
