@@ -59,6 +59,7 @@ from mlet.cuda_graph import CapturedBackward
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
+from mlet.id_dropout import drop_ids
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
@@ -68,7 +69,10 @@ from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
+from optim.combined import Combined
 from optim.penalty import add_row_penalty
+from optim.row_clip import clip_row_gradients
+from optim.row_decay import RowDecay
 from optim.row_rate import KINDS, RowRate
 from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
@@ -257,6 +261,10 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--nepochs", type=at_least(0), default=1, help="passes over the training rows")
     add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
+    add("--emb-optimizer", choices=("same", *optimizer_names()), default="same",
+        help="update rule of the tables' rows (W1 with MLET, first-order weights too); same: --optimizer")  # fmt: skip
+    add("--adam-row-steps", **boolean(),
+        help="adam on rows: correct a row's moments by the number of its own updates, not of all steps")  # fmt: skip
     add("--emb-learning-rate-multiplier", type=number(0), default=1.0, metavar="X",
         help="rate of the tables' rows (W1 with MLET; first-order weights too) = X times --learning-rate")  # fmt: skip
     add("--emb-lr-frequency", choices=("none", *KINDS), default="none",
@@ -268,10 +276,30 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--emb-reinit", choices=("none", "epoch", "epoch-w2"), default="none",
         help="draw tables (-w2: W2, too) and their state anew for each further epoch (arXiv 2407.01607)")  # fmt: skip
     add("--emb-reinit-min-rows", type=at_least(0), default=0, metavar="N", help="only tables of at least N ids")
+    add("--emb-reinit-max-count", type=at_least(0), default=0, metavar="N",
+        help="only rows whose ids occur at most N times in the training rows, together where they share it; 0: all"
+    )  # fmt: skip
     add("--emb-init", default="uniform",
         help="initial rows: uniform (up to 1/sqrt(n)), uniform-<scale> (times that) or normal-<std>")  # fmt: skip
     add("--emb-l2", type=number(0), default=0.0, metavar="X",
         help="L2 penalty X/2 |row|^2 on the rows (W1's with MLET) that a batch reads, once a step")  # fmt: skip
+    add("--emb-weight-decay", type=number(0), default=0.0, metavar="X",
+        help="decoupled decay: rows that a batch reads lose the share X times their rate, once a step (AdamW)"
+    )  # fmt: skip
+    add("--emb-idle-decay", type=number(0), default=0.0, metavar="ALPHA",
+        help="a row that was not read for I steps loses the share min(1, ALPHA I) when it is (AdamAR, arXiv 2511.06374)"
+    )  # fmt: skip
+    add("--emb-idle-decay-at", choices=("update", "lookup"), default="update",
+        help="take --emb-idle-decay with a row's update, as the paper writes it, or before the model reads the row"
+    )  # fmt: skip
+    add("--emb-clip", type=number(0), default=0.0, metavar="R",
+        help="clip each row's gradient to its lookups times its norm times R (CowClip, arXiv 2204.06240); 0: off"
+    )  # fmt: skip
+    add("--emb-clip-floor", type=number(0), default=1e-5, metavar="ZETA",
+        help="--emb-clip takes a row's norm for at least R sqrt(D) ZETA")  # fmt: skip
+    add("--emb-id-dropout", type=number(0, 1), default=0.0, metavar="P",
+        help="in training replace each id with its table's unknown id with probability P, which trains that row"
+    )  # fmt: skip
     add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
         help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
     add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
@@ -492,6 +520,7 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(
                 "--emb-lr-frequency and --emb-reinit work without --emb-precision=bf16 and --mlet-cross-term=masked"
             )
+    check_row_flags(flags)
     if flags.emb_lr_counts == "data" and flags.data_generation == "random":
         raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
@@ -505,6 +534,34 @@ def check_architecture(flags: argparse.Namespace) -> None:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_row_flags(flags: argparse.Namespace) -> None:
+    """Combinations around what is done to the tables' rows in training that cannot work."""
+    names = ("emb_weight_decay", "emb_idle_decay", "emb_clip", "emb_id_dropout", "emb_reinit_max_count")
+    given = ["--" + name.replace("_", "-") for name in names if getattr(flags, name)]
+    masked = flags.mlet_cross_term == "masked"
+    if given and flags.inference_only:
+        raise ValueError(f"{given[0]} is of training, --inference-only does none: leave it out")
+    if (flags.emb_weight_decay or flags.emb_idle_decay) and flags.emb_precision != "fp32":
+        raise ValueError(f"{given[0]} works without --emb-precision=bf16: rows would be rounded twice")
+    if masked and (flags.emb_weight_decay or flags.emb_idle_decay or flags.emb_clip):
+        raise ValueError(
+            f"{given[0]} changes W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
+        )
+    if flags.emb_idle_decay_at != "update" and not flags.emb_idle_decay:
+        raise ValueError("--emb-idle-decay-at needs --emb-idle-decay")
+    if flags.emb_clip_floor != 1e-5 and not flags.emb_clip:
+        raise ValueError("--emb-clip-floor needs --emb-clip")
+    if flags.emb_id_dropout and flags.data_generation == "random":
+        raise ValueError("--emb-id-dropout needs --data-generation=dataset: random data has no unknown ids")
+    if flags.adam_row_steps and rule_of_rows(flags) != "adam":
+        raise ValueError("--adam-row-steps needs --optimizer=adam, or --emb-optimizer=adam")
+    if flags.emb_reinit_max_count:
+        if flags.emb_reinit != "epoch":
+            raise ValueError("--emb-reinit-max-count needs --emb-reinit=epoch: other rows are kept, and with them W2")
+        if flags.data_generation == "random":
+            raise ValueError("--emb-reinit-max-count needs --data-generation=dataset: it counts ids in a store")
 
 
 def check_hashing(flags: argparse.Namespace) -> None:
@@ -908,7 +965,7 @@ def learn_vectors(
     changed = {
         **{"arch_sparse_feature_size": width, "arch_mlp_bot": [*flags.arch_mlp_bot[:-1], width], "nepochs": 1},
         **{"mlet_inner_dim": 0, "md_flag": False, "hash_method": "none", "emb_precision": "fp32", "compile": False},
-        **{"emb_lr_frequency": "none"},
+        **{"emb_lr_frequency": "none", "emb_idle_decay": 0.0, "emb_clip": 0.0, "emb_id_dropout": 0.0},
         **{"save_model": "", "resume": "", "metrics_file": None, "tensor_board_filename": None, "spectra": False},
         **{"early_stop_patience": 0, "mlperf_acc_threshold": 0.0, "mlperf_auc_threshold": 0.0, "test_freq": -1},
         **{"enable_profiling": False, "inference_only": False, "num_batches": 0},
@@ -1053,16 +1110,40 @@ def row_map_of(id_map: hashing.IdMap) -> RowMap:
     return RowMap(id_map.part_rows, formulas, id_map.combine)
 
 
+def rule_of_rows(flags: argparse.Namespace) -> str:
+    """The update rule of the tables' rows."""
+    return flags.optimizer if flags.emb_optimizer == "same" else flags.emb_optimizer
+
+
+def make_optimizer(flags: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """One rule for all parameters, or one for the tables' rows and one for the others."""
+
+    def build(rule: str, groups: list[dict]) -> torch.optim.Optimizer:
+        options = {"row_steps": True} if rule == "adam" and flags.adam_row_steps else {}
+        return build_optimizer(rule, groups, flags.learning_rate, rounding_seed=flags.numpy_rand_seed, **options)
+
+    groups, rows = parameter_groups(flags, model), set(row_parameters(model))
+    if rule_of_rows(flags) == flags.optimizer:
+        return build(flags.optimizer, groups)
+    of_rows = [group for group in groups if group["params"][0] in rows]
+    others = [group for group in groups if group["params"][0] not in rows]
+    return Combined([build(flags.optimizer, others), build(rule_of_rows(flags), of_rows)])
+
+
+def row_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The tables' rows and pooling weights."""
+    return [p for group in row_groups(model) for p in (group.weight, group.pooling_weight) if p is not None]
+
+
 def parameter_groups(flags: argparse.Namespace, model: nn.Module) -> list[dict]:
-    """Everything else, the tables' rows and W2, each with its rate; one group where all rates are the same."""
+    """Everything else, the tables' rows and W2, each with its rate; one group where rates and rules are the same."""
     rate, of_rows, of_w2 = flags.learning_rate, flags.emb_learning_rate_multiplier, flags.mlet_w2_rate_multiplier
-    groups = row_groups(model)
-    rows = [p for group in groups for p in (group.weight, group.pooling_weight) if p is not None]
+    groups, rows = row_groups(model), row_parameters(model)
     w2 = [group.inner_projection for group in groups if group.inner_projection is not None]
     if of_w2 == 0:
         for parameter in w2:
             parameter.requires_grad_(False)
-    if of_rows == of_w2 == 1:
+    if of_rows == of_w2 == 1 and rule_of_rows(flags) == flags.optimizer:
         return [{"params": list(model.parameters())}]
     apart = {*rows, *w2}
     rest = [p for p in model.parameters() if p not in apart]
@@ -1096,28 +1177,61 @@ def make_row_rates(
     return rates
 
 
-def reinitialize(flags: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def set_row_decays(flags: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let rows decay as --emb-weight-decay and --emb-idle-decay ask; the optimizer keeps what that needs."""
+    if flags.emb_weight_decay or flags.emb_idle_decay:
+        for group in row_groups(model):
+            optimizer.set_row_decay(group.weight, RowDecay(flags.emb_weight_decay, flags.emb_idle_decay))
+
+
+def reinitialize(
+    flags: argparse.Namespace,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    counts: Sequence[np.ndarray] | None,
+) -> None:
     """Draw tables anew, as before the first epoch but with other numbers, and forget their optimizer state (MEDA).
 
-    Everything behind the tables stays, and W2 unless asked for. First-order weights start at zero again.
+    Everything behind the tables stays, and W2 unless asked for. First-order weights start at zero again. With `counts`,
+    those of each table's ids in the training rows, rows that they read more than --emb-reinit-max-count times stay.
     """
     seed = (flags.numpy_rand_seed + 0x9E3779B9 * epoch) % (1 << 32)
-    small = [t for t, spec in enumerate(model.tables.specs) if spec.rows < flags.emb_reinit_min_rows]
-    parts = [(part, part.counted_rows + tables.special_rows) for tables in model.table_sets for part in tables.parts()]
-    kept = {part: part.group.part(part.index, rows).clone() for part, rows in parts if part.table in small}
-    w2 = {group: m.detach().clone() for group in row_groups(model) if (m := group.inner_projection) is not None}
+    drawn = rows_to_draw(flags, model, counts)
+    kept = {group: group.weight.data[~chosen] for group, chosen in drawn.items()}
+    matrices = {p: p.detach().clone() for group in drawn for p in projections_of(group)}
     model.initialize_tables(np.random.RandomState(seed), seed, flags.mlet_init, flags.emb_init)
-    for part, rows in parts:
-        group, first = part.group, int(part.group.first_row[part.index])
-        if part in kept:
-            group.part(part.index, rows).copy_(kept[part])
-        else:
-            forget(optimizer, group.weight, slice(first, first + rows))
-        if group in w2 and (flags.emb_reinit == "epoch" or part in kept):
-            group.inner_projection.data[part.index] = w2[group][part.index]
+    for group, chosen in drawn.items():
+        group.weight.data[~chosen] = kept[group]
+        forget(optimizer, group.weight, chosen)
+        new = chosen[group.first_row] & (flags.emb_reinit == "epoch-w2")
+        for p in projections_of(group):
+            p.data[~new] = matrices[p][~new]
+            forget(optimizer, p, new)
 
 
-def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice) -> None:
+def projections_of(group: nn.Module) -> list[nn.Parameter]:
+    """W2 and the mixed-dimension projection of a group of tables, [P, ...] each, where it has them."""
+    return [p for p in (group.inner_projection, group.projection) if p is not None]
+
+
+def rows_to_draw(
+    flags: argparse.Namespace, model: nn.Module, counts: Sequence[np.ndarray] | None
+) -> dict[nn.Module, torch.Tensor]:
+    """Which rows of each group --emb-reinit draws anew: bool [R]."""
+    drawn = {group: torch.zeros_like(group.weight[:, 0], dtype=torch.bool) for group in row_groups(model)}
+    for tables in model.table_sets:
+        for part in tables.parts():
+            if model.tables.specs[part.table].rows >= flags.emb_reinit_min_rows:
+                first = int(part.group.first_row[part.index])
+                drawn[part.group][first : first + part.counted_rows + tables.special_rows] = True
+        if counts is not None:
+            for group, total in tables.row_counts([torch.from_numpy(each) for each in counts]).items():
+                drawn[group] &= total <= flags.emb_reinit_max_count
+    return drawn
+
+
+def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice | torch.Tensor) -> None:
     """Zero what the optimizer knows of some rows of a parameter."""
     for value in optimizer.state.get(parameter, {}).values():
         if torch.is_tensor(value) and len(value) == len(parameter):
@@ -1151,7 +1265,7 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
     with torch.device("meta"):
         model = empty_model(flags, data)
     on_cpu = device.type == "cpu"
-    counters = 0 if flags.emb_lr_frequency == "none" else 4 * sum(len(group.weight) for group in row_groups(model))
+    counters = (flags.emb_lr_frequency != "none") + (flags.emb_idle_decay > 0)  # float32 and int32, one a row each
     return memory.bill_of(
         model,
         dense_width=data.dense,
@@ -1160,10 +1274,19 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
         eval_batch_size=test_batch_size(flags),
         accumulate=flags.mlperf_grad_accum_iter,
         optimizer=memory.StateSize(row_copies=0) if flags.inference_only else flags.optimizer,
+        table_optimizer=state_of_rows(flags),
         unknown_is_mean=data.store is not None,
-        other=counters,
+        other=4 * counters * sum(len(group.weight) for group in row_groups(model)),
         runtime=runtime_bytes() if on_cpu else memory.CUDA_RUNTIME_BYTES,
     )
+
+
+def state_of_rows(flags: argparse.Namespace) -> memory.StateSize | str:
+    """What the update rule of the tables' rows keeps."""
+    if flags.inference_only:
+        return memory.StateSize(row_copies=0)
+    rule = rule_of_rows(flags)
+    return replace(memory.STATE_SIZES["adam"], per_row=1) if rule == "adam" and flags.adam_row_steps else rule
 
 
 def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.device) -> dict[str, memory.Bill | None]:
@@ -1177,7 +1300,8 @@ def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.dev
         changes[half] = {"arch_sparse_feature_size": width // 2}
     if flags.weighted_pooling != "learned":
         changes["--emb-precision=bf16"] = {"emb_precision": "bf16"}
-    changes |= {f"--optimizer={rule}": {"optimizer": rule} for rule in ("rwsadagrad", "sgd")}
+    flag = "--optimizer" if flags.emb_optimizer == "same" else "--emb-optimizer"
+    changes |= {f"{flag}={rule}": {flag[2:].replace("-", "_"): rule} for rule in ("rwsadagrad", "sgd")}
     if flags.mini_batch_size > 1:
         changes[f"--mini-batch-size={flags.mini_batch_size // 2}"] = {"mini_batch_size": flags.mini_batch_size // 2}
     if data.store is not None and largest > 1 and not data.maps:
@@ -1267,11 +1391,13 @@ class Trainer:
         # a cache of cast weights would outlive a step that is captured in a CUDA graph
         is_bf16 = flags.precision == "bf16"
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=device.type == "cpu")
-        seed = flags.numpy_rand_seed
-        groups = parameter_groups(flags, model)
-        self.optimizer = build_optimizer(flags.optimizer, groups, flags.learning_rate, rounding_seed=seed)
+        self.optimizer = make_optimizer(flags, model)
         self.row_parameters = [group.weight for group in row_groups(model)]
         self.row_rates = make_row_rates(flags, data, model, self.optimizer)
+        set_row_decays(flags, model, self.optimizer)
+        # first-order weights are not clipped, as in CowClip's code
+        self.clipped = set(row_groups(model.tables)) if flags.emb_clip else set()
+        self.unknown_by_dropout = flags.emb_id_dropout > 0  # also once a model that was trained so is loaded
         self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
@@ -1348,7 +1474,17 @@ class Trainer:
             seed = flags.numpy_rand_seed
             recluster_tables(self.model, self.data.maps, self.train_counts, self.optimizer, seed, epoch)
         if flags.emb_reinit != "none":
-            reinitialize(flags, self.model, self.optimizer, epoch)
+            reinitialize(flags, self.model, self.optimizer, epoch, self._counts_to_keep())
+
+    def _counts_to_keep(self) -> list[np.ndarray] | None:
+        """Counts of each table's ids that --emb-reinit-max-count looks at; of the unknown id, how often it is read."""
+        flags = self.flags
+        if not flags.emb_reinit_max_count:
+            return None
+        counts = [each.copy() for each in self.train_counts]
+        for each in counts:
+            each[-1] += round(flags.emb_id_dropout * each[:-1].sum())
+        return counts
 
     def _print_is_due(self) -> bool:
         done = self.progress.iteration
@@ -1361,19 +1497,24 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One batch: forward, backward and, if the accumulation is complete, one update."""
         flags, progress = self.flags, self.progress
+        if flags.emb_id_dropout:
+            batch = self._with_dropped_ids(batch)
         batch, samples = to_device(batch, self.device), len(batch.labels)
+        if flags.emb_idle_decay and flags.emb_idle_decay_at == "lookup":
+            for group, rows in self._rows_read(batch.ids, batch.offsets):
+                self.optimizer.decay_idle_rows(group.weight, rows)
         if self._captured and samples == flags.mini_batch_size:
             loss = self._captured(batch.dense, batch.ids, batch.labels)
         else:
             share = samples / self._samples_of_group(progress.iteration)
             loss = self._loss_and_backward(batch.dense, batch.ids, batch.labels, batch.offsets, share)
         self._note_non_finite(loss)
-        if self.row_rates and flags.emb_lr_counts == "online":
+        if flags.emb_clip or (self.row_rates and flags.emb_lr_counts == "online"):
             self._batches_to_count.append((batch.ids, batch.offsets))
         group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
             add_row_penalty(self.row_parameters, flags.emb_l2)
-            self._count_lookups()
+            self._use_lookups()
             if self.model.masked is not None:
                 self.model.masked.before_step()
             self.optimizer.step()
@@ -1408,18 +1549,32 @@ class Trainer:
         plain = flags.mlperf_grad_accum_iter == 1 and self.model.masked is None and not any(self.data.multi_hot)
         return plain and self.device.type == "cuda" and flags.cuda_graph == "auto"
 
-    def _count_lookups(self) -> None:
-        """Let the rates by frequency see the lookups of this step, of all its batches and hashes at once.
+    def _with_dropped_ids(self, batch: Batch) -> Batch:
+        """The batch as --emb-id-dropout shows it to the model, drawn anew in each epoch."""
+        where = (self.flags.numpy_rand_seed, self.progress.epoch, self.progress.iteration)
+        unknown = list(self.data.tables.values())  # id n of n
+        return batch._replace(ids=drop_ids(batch.ids, batch.offsets, unknown, self.flags.emb_id_dropout, where))
+
+    def _rows_read(self, ids: torch.Tensor, offsets: torch.Tensor | None) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+        """The rows [L] that a batch reads in each group of all tables, as often as it reads them."""
+        for tables in self.model.table_sets:
+            yield from tables.rows_read(ids, offsets)
+
+    def _use_lookups(self) -> None:
+        """Let --emb-clip and rates by frequency see the lookups of this step, of all its batches and hashes at once.
 
         Not batch by batch: a checkpoint within the step would hold lookups that a resumed run counts again.
         """
         read: dict[nn.Module, list[torch.Tensor]] = {}
         for ids, offsets in self._batches_to_count:
-            for tables in self.model.table_sets:
-                for group, rows in tables.rows_read(ids, offsets):
-                    read.setdefault(group, []).append(rows)
-        for group, rows in read.items():
-            self.row_rates[group].count(torch.cat(rows))
+            for group, rows in self._rows_read(ids, offsets):
+                read.setdefault(group, []).append(rows)
+        for group, parts in read.items():
+            rows = torch.cat(parts)
+            if group in self.clipped:
+                clip_row_gradients(group.weight, rows, self.flags.emb_clip, self.flags.emb_clip_floor)
+            if group in self.row_rates:
+                self.row_rates[group].count(rows)
         self._batches_to_count.clear()
 
     def _samples_of_group(self, iteration: int) -> int:
@@ -1592,6 +1747,7 @@ class Trainer:
             "store": self.data.key,
             "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
+            "unknown_by_dropout": self.unknown_by_dropout,
             "maps": self.data.maps_about,
             "row_rates": [rate.state_dict() for rate in self.row_rates.values()],
             "boundary": self.boundary.state_dict(),
@@ -1606,8 +1762,10 @@ class Trainer:
             checkpoint.link_checkpoint(Path(self.save_to, "last"), Path(self.save_to, "best"))
 
     def unknown_trained(self) -> list[str]:
-        """Tables whose unknown row the data trains."""
-        return self.data.store.schema["trained_unknown"] if self.data.store is not None else []
+        """Tables whose unknown row the data, or --emb-id-dropout, trains."""
+        if self.data.store is None:
+            return []
+        return list(self.data.tables) if self.unknown_by_dropout else self.data.store.schema["trained_unknown"]
 
     def update_trained(self) -> list[np.ndarray]:
         """Mark the ids of the samples trained since the last call; later epochs bring no new ones."""
@@ -1645,6 +1803,7 @@ class Trainer:
         check_same_data(source, state, self.data)
         load_weights(self.model, tensors, source)
         self.trained = unpack_trained(state, self.data)
+        self.unknown_by_dropout |= state.get("unknown_by_dropout", False)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         unpack_optimizer(self.optimizer, state["optimizer"], names)
         for rate, saved in zip(self.row_rates.values(), state.get("row_rates", []), strict=True):
@@ -1844,6 +2003,7 @@ def load_model(trainer: Trainer, directory: str) -> None:
     check_same_model(source, state["model"], full_config(trainer.model))
     load_weights(trainer.model, tensors, source)
     trainer.trained = unpack_trained(state, trainer.data)
+    trainer.unknown_by_dropout |= state.get("unknown_by_dropout", False)
     saved = state["progress"]
     if trainer.flags.inference_only:
         trainer.progress.epoch, trainer.progress.iteration = saved["epoch"], saved["iteration"]
