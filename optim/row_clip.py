@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from optim.rows import summed_gradient
+
 
 @torch.no_grad()
 def clip_row_gradients(parameter: Tensor, lookups: Tensor, ratio: float, floor: float = 1e-5) -> None:
@@ -22,7 +24,7 @@ def clip_row_gradients(parameter: Tensor, lookups: Tensor, ratio: float, floor: 
     does not clip first-order weights. FBGEMM's COWCLIP has count_i max(r ||w_i||, lower bound) instead.
 
     Call it between `backward` (and `optim.penalty.add_row_penalty`) and the optimizer's `step`; any torch optimizer
-    will do. The gradient is replaced by a coalesced one.
+    will do. The gradient is replaced by one with a row's sum in one place.
 
     Args:
         parameter: [N, D]; one without a sparse gradient is left as it is.
@@ -38,14 +40,13 @@ def clip_row_gradients(parameter: Tensor, lookups: Tensor, ratio: float, floor: 
             raise ValueError(f"{name} of clipping rows is {value}, must be finite and at least 0")
     if not ratio or parameter.grad is None or not parameter.grad.is_sparse:
         return
-    grad = parameter.grad.coalesce()
-    rows, values = grad.indices()[0], grad.values()
+    parameter.grad, _ = summed_gradient(parameter.grad)
+    rows, values = parameter.grad._indices()[0], parameter.grad._values()
     counts = torch.zeros(len(rows), device=rows.device, dtype=values.dtype)
-    place = torch.searchsorted(rows, lookups)  # the rows of a coalesced gradient ascend
+    place = torch.searchsorted(rows, lookups)  # the rows of a summed gradient ascend
     counts.index_add_(0, place, torch.ones(lookups.shape, device=rows.device, dtype=values.dtype))
     size = parameter.index_select(0, rows).to(values.dtype).norm(dim=1)
     limit = counts * size.clamp(min=ratio * math.sqrt(parameter.shape[1]) * floor) * ratio
     norm = values.norm(dim=1)
     # the same as min(1, limit / norm), but a gradient of zeros stays zero
     values.mul_((limit / torch.maximum(norm, limit).clamp(min=torch.finfo(values.dtype).tiny)).unsqueeze(1))
-    parameter.grad = grad

@@ -10,7 +10,15 @@ import torch
 
 from optim.row_decay import LAST_STEP, RowDecay
 from optim.row_rate import RowRate
-from optim.rows import check_row_gradient, read_rows, rounding_noise, wide_dtype, write_rows
+from optim.rows import (
+    check_row_gradient,
+    read_rows,
+    rounding_noise,
+    summed_rows,
+    waits_if_coalesced,
+    wide_dtype,
+    write_rows,
+)
 
 Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
@@ -151,8 +159,9 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
 
     def _update_scaled(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         """The rule's update, of which each row takes its share, less what the row loses; see the class."""
-        grad = grad.coalesce()
-        rows = grad.indices()[0]
+        if not waits_if_coalesced(grad):
+            grad = grad.coalesce()  # once, not here and in the rule
+        rows, _ = summed_rows(grad, grad.dtype)
         before = read_rows(p, rows)
         self._update_rows(p, grad, group)
         after, share = read_rows(p, rows), 1.0
