@@ -85,7 +85,7 @@ def test_dense_values_are_transformed_and_missing_ones_neutral(make_source):
 def test_rows_without_a_label_are_left_out_for_that_label(make_source):
     source = make_source()
     directory = prepare(source, OPTIONS)
-    click, buy = Store(directory), Store(directory, "buy")
+    click, buy = Store(directory), Store(directory, ["buy"])
     part = source.split(200, None).part_of_row
     for split, number in PARTS.items():
         known = source.frame.filter(pl.Series(part == number))["buy"].drop_nulls()
@@ -96,7 +96,7 @@ def test_rows_without_a_label_are_left_out_for_that_label(make_source):
     assert order.tolist() == [row for row in twin if row in set(buy.rows_of("train"))]
     assert buy.describe()["label"] == "buy" and "label buy" in buy.summary()
     with pytest.raises(ValueError, match="label 'sold' is not in .*: it has click, buy"):
-        Store(directory, "sold")
+        Store(directory, ["sold"])
 
 
 def test_batches_of_bags_in_any_order(make_source):
