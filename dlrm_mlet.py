@@ -219,7 +219,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--data-generation", choices=("random", "dataset"), default="random", help="random batches, or a data set")
     add("--data-set", choices=source_names(), default="kaggle", help="format of the raw data")
     add("--raw-data-file", default="", metavar="PATH",
-        help="raw data: file, folder or prefix, as the data set has it (criteo-synthetic: none)")  # fmt: skip
+        help="raw data: file, folder or prefix, as the data set has it (the synthetic ones: none)")  # fmt: skip
     add("--processed-data-file", default="", metavar="DIR", help="prepared store; default: .dlrm_store/<key>")
     add("--data-randomize", choices=("total", "day", "none"), default="total", help="shuffle the training rows")
     add("--train-share", type=share_range, default=None, metavar="FROM-TO",
@@ -237,8 +237,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--memory-map", **boolean(), help="always on here: the store is memory-mapped; results do not depend on it")
     add("--num-workers", type=at_least(0), default=0, help="> 0: read training batches in a background thread")
     add("--test-num-workers", type=at_least(-1), default=-1, help="the same for evaluation; -1: as --num-workers")
-    add("--synthetic-rows", type=at_least(14), default=400_000, help="criteo-synthetic: rows to generate")
-    add("--synthetic-seed", type=at_least(0), default=0, help="criteo-synthetic: seed of the data")
+    add("--synthetic-rows", type=at_least(14), default=400_000, help="criteo- and multitask-synthetic: rows")
+    add("--synthetic-seed", type=at_least(0), default=0, help="the same: seed of the data")
     add = parser.add_argument_group("random data").add_argument
     add("--data-size", type=at_least(1), default=1, help="samples")
     add("--num-batches", type=at_least(-1), default=0, help="training batches an epoch; 0 or -1: all")

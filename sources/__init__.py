@@ -253,6 +253,7 @@ def open_source(name: str, raw_data_file: str, options: SourceOptions) -> Source
 register_source("kaggle", "sources.kaggle", "KaggleSource")
 register_source("terabyte", "sources.terabyte", "TerabyteSource")
 register_source("criteo-synthetic", "sources.criteo_synthetic", "CriteoSyntheticSource")
+register_source("multitask-synthetic", "sources.multitask", "MultitaskSource")
 register_source("avazu", "sources.avazu", "AvazuSource")
 register_source("libfm", "sources.libfm", "LibfmSource")
 register_source("frappe", "sources.libfm", "FrappeSource")
