@@ -1747,7 +1747,7 @@ def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:
     of_rows = counts_of_rows(batches, counts, len(labels))
     if len(data.tasks) == 1:
         return frequency_report(labels, scores, of_rows, data.tables)
-    known = data.tasks.known(labels, scores)
+    known = [each for each in data.tasks.known(labels, scores) if each[1].any()]
     return {"tasks": {name: frequency_report(*pair, of_rows[rows], data.tables) for name, rows, *pair in known}}
 
 
