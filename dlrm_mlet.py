@@ -12,7 +12,7 @@
 Flags that Meta's `dlrm_s_pytorch.py` has keep their names, defaults and behaviour; `--help` lists all. The file reads
 from top to bottom: flags, data, model, training, evaluation, inference model and export, scoring, main.
 
-Legend: B batch, M dense features, T tables, n rows of a table, d embedding dimension, K MLET inner dimension.
+Legend: B batch, M dense features, T tables, n rows of a table, d embedding dimension, K MLET inner dimension, S tasks.
 """
 
 from __future__ import annotations
@@ -62,11 +62,13 @@ from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.id_dropout import drop_ids
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import row_bound, set_unknown_rows
-from mlet.metrics import MetricsFile, binary_metrics, reference_metrics
+from mlet.metrics import MetricsFile, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
 from mlet.models.dlrm import INTERACTIONS
+from mlet.models.heads import TASK_HEADS
 from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
+from mlet.tasks import Tasks, masked_loss
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
 from optim.combined import Combined
@@ -131,6 +133,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         add_mlet_flags,
         add_hash_flags,
         add_data_flags,
+        add_task_flags,
         add_training_flags,
         add_run_flags,
         add_io_flags,
@@ -222,7 +225,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--data-generation", choices=("random", "dataset"), default="random", help="random batches, or a data set")
     add("--data-set", choices=source_names(), default="kaggle", help="format of the raw data")
     add("--raw-data-file", default="", metavar="PATH",
-        help="raw data: file, folder or prefix, as the data set has it (criteo-synthetic: none)")  # fmt: skip
+        help="raw data: file, folder or prefix, as the data set has it (the synthetic ones: none)")  # fmt: skip
     add("--processed-data-file", default="", metavar="DIR", help="prepared store; default: .dlrm_store/<key>")
     add("--data-randomize", choices=("total", "day", "none"), default="total", help="shuffle the training rows")
     add("--train-share", type=share_range, default=None, metavar="FROM-TO",
@@ -232,7 +235,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--data-sub-sample-rate", type=number(0, 1), default=0.0, help="share of negatives dropped while preparing")
     add("--data-option", type=named_value, action="append", default=[], metavar="NAME=VALUE",
         help="an option of the data set, such as split=day for avazu; may be repeated")  # fmt: skip
-    add("--tasks", default="", metavar="LABEL", help="label column to train on; default: the data set's first")
     add("--bad-rows", choices=("fail", "skip"), default="fail", help="raw rows that cannot be read: stop, or count")
     add("--vocabulary-min-count", type=at_least(1), default=1, help="ids seen less often share the unknown id")
     add("--vocabulary-fit", choices=FITS, default="all", help="rows that ids and their least count come from")
@@ -241,8 +243,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--memory-map", **boolean(), help="always on here: the store is memory-mapped; results do not depend on it")
     add("--num-workers", type=at_least(0), default=0, help="> 0: read training batches in a background thread")
     add("--test-num-workers", type=at_least(-1), default=-1, help="the same for evaluation; -1: as --num-workers")
-    add("--synthetic-rows", type=at_least(14), default=400_000, help="criteo-synthetic: rows to generate")
-    add("--synthetic-seed", type=at_least(0), default=0, help="criteo-synthetic: seed of the data")
+    add("--synthetic-rows", type=at_least(14), default=400_000, help="criteo- and multitask-synthetic: rows")
+    add("--synthetic-seed", type=at_least(0), default=0, help="the same: seed of the data")
     add = parser.add_argument_group("random data").add_argument
     add("--data-size", type=at_least(1), default=1, help="samples")
     add("--num-batches", type=at_least(-1), default=0, help="training batches an epoch; 0 or -1: all")
@@ -253,6 +255,20 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--rand-data-max", type=number(), default=1.0, help="gaussian: largest id")
     add("--rand-data-mu", type=number(), default=-1.0, help="gaussian: mean; -1: middle of min and max")
     add("--rand-data-sigma", type=number(0), default=1.0, help="gaussian: standard deviation")
+
+
+def add_task_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("labels (several: one model, one output each)").add_argument
+    add("--tasks", default="", metavar="LABEL,...",
+        help="label columns to train on; default: the data set's first. Several share tables and bottom MLP and have a "
+        "head each; a label that a row lacks counts neither in its loss nor in its metrics")  # fmt: skip
+    add("--task-weights", type=comma_floats, default=None, metavar="X,...",
+        help="weights of the tasks' losses, and of their metrics in the mean that checkpoints are chosen by; default: 1"
+    )  # fmt: skip
+    add("--task-heads", choices=TASK_HEADS, default="towers",
+        help="towers: a top MLP (deep part) a task; mmoe: experts, which are its hidden layers, mixed by a gate a task "
+        "(Ma et al., KDD 2018), and a linear layer a task")  # fmt: skip
+    add("--mmoe-experts", type=at_least(1), default=4, metavar="N", help="experts of --task-heads=mmoe")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -340,7 +356,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="test quality by how often the ids of a row were seen in training; epoch: validation at each epoch's end, "
         "by the row's rarest id, too")  # fmt: skip
     add("--tensor-board-filename", default=None, metavar="DIR", help="write TensorBoard events there")
-    add("--mlperf-logging", **boolean(), help="also print recall, precision, F1 and average precision at each test")
+    add("--mlperf-logging", **boolean(),
+        help="also print recall, precision, F1 and average precision (of the first task) at each test")  # fmt: skip
     add("--mlperf-acc-threshold", type=number(0, 1), default=0.0, help="stop when the test accuracy exceeds this share")
     add("--mlperf-auc-threshold", type=number(0, 1), default=0.0, help="stop when the test AUC exceeds this")
 
@@ -356,7 +373,8 @@ def add_io_flags(parser: argparse.ArgumentParser) -> None:
     add("--metrics-file", default=None, metavar="FILE", help="JSON lines: train, eval and result events")
     add("--predict", default="", metavar="RAW", help="score raw rows (labels optional) with --load-onnx; no training")
     add("--load-onnx", default="", metavar="FILE", help="exported model for --predict; its vocabulary lies beside it")
-    add("--predictions", default="", metavar="FILE", help="--predict writes one probability a line there")
+    add("--predictions", default="", metavar="FILE",
+        help="--predict writes one probability a line there; of several --tasks one each, tab-separated")  # fmt: skip
 
 
 def options_help(names: Sequence[str], options_of: Callable[[str], Mapping[str, object]]) -> str:
@@ -451,6 +469,10 @@ def dashed_floats(text: str) -> list[float]:
     return [number(0)(word) for word in text.split("-")]
 
 
+def comma_floats(text: str) -> list[float]:
+    return [number(0)(word) for word in text.split(",")]
+
+
 def check_flags(flags: argparse.Namespace) -> None:
     """Combinations that cannot work, one sentence each."""
     if len(flags.loss_weights) != 2:
@@ -462,6 +484,7 @@ def check_flags(flags: argparse.Namespace) -> None:
             f"--loss-threshold={flags.loss_threshold} would make every probability the same: choose it below 0.5"
         )
     check_architecture(flags)
+    check_tasks(flags)
     check_model_options(flags)
     check_hashing(flags)
     if flags.weighted_pooling == "learned" and flags.emb_precision != "fp32":
@@ -524,8 +547,6 @@ def check_architecture(flags: argparse.Namespace) -> None:
     if flags.emb_lr_counts == "data" and flags.data_generation == "random":
         raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
-    if "," in flags.tasks:
-        raise ValueError(f"--tasks={flags.tasks}: one label column is trained at a time; give one name")
     if flags.prepare_only and flags.data_generation == "random":
         raise ValueError("--prepare-only needs --data-generation=dataset: random data is not prepared")
     if len(flags.arch_mlp_bot) < 2:
@@ -562,6 +583,39 @@ def check_row_flags(flags: argparse.Namespace) -> None:
             raise ValueError("--emb-reinit-max-count needs --emb-reinit=epoch: other rows are kept, and with them W2")
         if flags.data_generation == "random":
             raise ValueError("--emb-reinit-max-count needs --data-generation=dataset: it counts ids in a store")
+
+
+def check_tasks(flags: argparse.Namespace) -> None:
+    """Labels and heads that cannot be; whether the data set has the labels is seen when it is opened."""
+    names, weights = task_names(flags), flags.task_weights
+    if flags.tasks and flags.data_generation == "random":
+        raise ValueError(f"--tasks={flags.tasks} needs --data-generation=dataset: random data has one label")
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise ValueError(f"--tasks={flags.tasks}: {f'label {name} is named twice' if name else 'a name is empty'}")
+    if len(names) < 2:
+        for name, default in {"task_weights": None, "task_heads": "towers", "mmoe_experts": 4}.items():
+            if getattr(flags, name) != default:
+                raise ValueError(f"--{name.replace('_', '-')} is for several tasks: name them with --tasks=LABEL,LABEL")
+    if flags.mmoe_experts != 4 and flags.task_heads != "mmoe":
+        raise ValueError("--mmoe-experts needs --task-heads=mmoe")
+    if weights is None:
+        return
+    if len(weights) != len(names):
+        raise ValueError(f"--task-weights has {len(weights)} weights for {len(names)} tasks ({', '.join(names)})")
+    if not any(weights):
+        raise ValueError("--task-weights are all 0: nothing would be trained")
+
+
+def task_names(flags: argparse.Namespace) -> tuple[str, ...]:
+    """The labels that --tasks names; none: the data set's first."""
+    return tuple(name.strip() for name in flags.tasks.split(",")) if flags.tasks else ()
+
+
+def head_arguments(flags: argparse.Namespace) -> dict:
+    """The model's plain arguments that say how many outputs it has, and what makes them."""
+    tasks = max(1, len(task_names(flags)))
+    return {"tasks": tasks, "task_heads": flags.task_heads, "mmoe_experts": flags.mmoe_experts}
 
 
 def check_hashing(flags: argparse.Namespace) -> None:
@@ -612,7 +666,8 @@ def check_model_options(flags: argparse.Namespace) -> None:
     width = model_width(flags)
     with torch.device("meta"):  # what the model's constructor would refuse only after the data is prepared
         tables = EmbeddingTables(plan_tables({"a": 1, "b": 1}, width))
-        build_model(flags.arch_model, tables, bottom=[1, width], top=flags.arch_mlp_top, **model_arguments(flags))
+        arguments = head_arguments(flags) | model_arguments(flags)
+        build_model(flags.arch_model, tables, bottom=[1, width], top=flags.arch_mlp_top, **arguments)
 
 
 def interaction_arguments(flags: argparse.Namespace) -> dict:
@@ -680,6 +735,7 @@ class Data:
     splits: tuple[str, ...]
     train_batches: Callable[[int], Iterator[Batch]]  # from a batch number on
     eval_batches: Callable[[str], Iterator[Batch]]
+    tasks: Tasks = Tasks(("click",))
     store: data_utils.Store | None = None
     train_rows: np.ndarray | range | None = None  # store rows in training order
     checksum: str | None = None
@@ -708,6 +764,7 @@ def open_data(flags: argparse.Namespace, rng: np.random.RandomState) -> Data:
         splits=("val", "test"),
         train_batches=lambda _start: iter(()),
         eval_batches=eval_batches,
+        tasks=Tasks(store.labels, tuple(flags.task_weights or ())),
         store=store,
         checksum=store.schema["source"]["sha256"],
         key=store.schema["key"],
@@ -742,9 +799,10 @@ def open_store(flags: argparse.Namespace) -> data_utils.Store:
     options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, Path(".dlrm_store"), flags.bad_rows, settings)
     source = open_source(flags.data_set, flags.raw_data_file, options)
     check_bottom(flags, len(source.layout.dense))
-    if flags.tasks and flags.tasks not in source.layout.labels:
-        known = ", ".join(source.layout.labels)
-        raise ValueError(f"--tasks={flags.tasks}: {flags.data_set} has no such label column (it has: {known})")
+    for name in task_names(flags):
+        if name not in source.layout.labels:
+            known = ", ".join(source.layout.labels)
+            raise ValueError(f"--tasks={flags.tasks}: {flags.data_set} has no label column {name} (it has: {known})")
     store_options = data_utils.StoreOptions(
         flags.data_set,
         flags.max_ind_range,
@@ -755,7 +813,8 @@ def open_store(flags: argparse.Namespace) -> data_utils.Store:
         flags.vocabulary_order,
         flags.bad_rows,
     )
-    store = data_utils.Store(data_utils.prepare(source, store_options, flags.processed_data_file), flags.tasks)
+    directory = data_utils.prepare(source, store_options, flags.processed_data_file)
+    store = data_utils.Store(directory, task_names(flags))
     print(f"Data: {store.directory}, {store.summary()}")
     return store
 
@@ -1095,6 +1154,7 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
         loss_threshold=flags.loss_threshold,
         batch_norm=flags.batch_norm,
         dropout=flags.dropout,
+        **head_arguments(flags),
         **model_arguments(flags),
     )
     model.masked = MaskedCrossTerm(tables, flags.mlet_inner_dim) if masked else None
@@ -1239,20 +1299,25 @@ def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slic
 
 
 def make_loss(flags: argparse.Namespace, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Mean loss of probabilities [B, 1] and labels [B, 1]."""
+    """Mean loss of probabilities [B, 1] and labels [B, 1]; of several tasks [B, S] their weighted sum."""
+    several = len(task_names(flags)) > 1
+    task_weights = torch.tensor(flags.task_weights or [1.0] * max(1, len(task_names(flags))), device=device)
     if flags.loss_function == "mse":
-        return nn.functional.mse_loss
+        squares = functools.partial(nn.functional.mse_loss, reduction="none")
+        return masked_loss(squares, task_weights) if several else nn.functional.mse_loss
     weights = torch.tensor(flags.loss_weights, dtype=torch.float64, device=device)
 
-    def cross_entropy(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def cross_entropies(probability: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         # torch refuses NaN here with an error (on CUDA an assertion that ends the process): it shall be seen as a loss
         is_nan = probability.isnan()
         losses = nn.functional.binary_cross_entropy(probability.masked_fill(is_nan, 0.5), label, reduction="none")
         if flags.loss_function == "wbce":
             losses = weights[label.long()] * losses
-        return losses.masked_fill(is_nan, math.nan).mean()
+        return losses.masked_fill(is_nan, math.nan)
 
-    return cross_entropy
+    if several:
+        return masked_loss(cross_entropies, task_weights)
+    return lambda probability, label: cross_entropies(probability, label).mean()
 
 
 def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **changed: object) -> memory.Bill:
@@ -1697,12 +1762,13 @@ class Trainer:
         """Metrics of every split, printed and written; returns whether validation was better than ever."""
         flags, progress = self.flags, self.progress
         results = evaluate(self.model, self.data, self.device)
-        metrics = {split: binary_metrics(*result) for split, result in results.items()}
+        tasks = self.data.tasks
+        metrics = {split: tasks.metrics(*result) for split, result in results.items()}
         # the reference's own line looks at no more test batches than there are training batches (--num-batches)
         part = [values[: self.batches_shown * test_batch_size(flags)] for values in results["test"]]
-        test = metrics["test"] if len(part[0]) == metrics["test"]["samples"] else binary_metrics(*part)
+        test = metrics["test"] if len(part[0]) == metrics["test"]["samples"] else tasks.metrics(*part)
         progress.last_metrics = metrics
-        progress.best_test_accuracy = max(progress.best_test_accuracy, test["accuracy"])
+        progress.best_test_accuracy = max(progress.best_test_accuracy, test["accuracy"] or 0.0)
         progress.best_test_auc = max(progress.best_test_auc, test["auc"] or 0.0)
         where = {"epoch": progress.epoch, "iteration": progress.iteration}
         for split, values in metrics.items():
@@ -1711,10 +1777,16 @@ class Trainer:
             self.metrics_file.write("spectrum", **where, tables=spectra(self.model, self.unknown_trained()))
         if flags.frequency_report == "epoch" and progress.iteration == self.batches_per_epoch:
             self._report_by_frequency(*results["val"])
-        for name, value in (("Test/Acc", test["accuracy"] / 100), ("Test/AUC", test["auc"])):
+        for name, value in (("Test/Acc", (test["accuracy"] or 0.0) / 100), ("Test/AUC", test["auc"])):
             self._board(name, value)
         self._board("Val/AUC", metrics["val"]["auc"] if "val" in metrics else None)
-        reference = reference_metrics(*part) if flags.mlperf_logging else {"accuracy": test["accuracy"]}
+        for split in metrics:
+            for name, values in metrics[split].get("tasks", {}).items():
+                self._board(f"{split.capitalize()}/AUC/{name}", values["auc"])
+        reference = {"accuracy": test["accuracy"] or 0.0}
+        if flags.mlperf_logging:
+            _, _, *of_first_task = next(tasks.known(*part))
+            reference = reference_metrics(*of_first_task)
         print_metrics(metrics, progress, reference)
         is_best = "val" in metrics and is_better(metrics["val"], progress.best and progress.best["val"])
         if is_best:
@@ -1728,11 +1800,19 @@ class Trainer:
 
     def _report_by_frequency(self, labels: np.ndarray, scores: np.ndarray) -> None:
         """Validation quality at an epoch's end, by the row's rarest id."""
-        report = quality_by_count(labels, scores, self._rarest_of_val)
-        where = {"epoch": self.progress.epoch, "iteration": self.progress.iteration}
-        self.metrics_file.write("frequency", split="val", **where, rarest=report)
-        for number, part in enumerate(report["bins"], 1):  # from the rarest up
-            self._board(f"Val/AUC/decile-{number}", part["auc"])
+        where = {"epoch": self.progress.epoch, "iteration": self.progress.iteration, "split": "val"}
+        of_task = {}
+        for name, rows, *pair in self.data.tasks.known(labels, scores):
+            of_task[name] = report = quality_by_count(*pair, self._rarest_of_val[rows])
+            task = f"{name}/" if len(self.data.tasks) > 1 else ""
+            for number, part in enumerate(report["bins"], 1):  # from the rarest up
+                self._board(f"Val/AUC/{task}decile-{number}", part["auc"])
+        if len(of_task) == 1:
+            self.metrics_file.write("frequency", **where, rarest=report)
+        else:
+            self.metrics_file.write(
+                "frequency", **where, tasks={name: {"rarest": each} for name, each in of_task.items()}
+            )
 
     def save(self, is_best: bool) -> None:
         """Write DIR/last, and DIR/best where validation says so."""
@@ -1748,6 +1828,7 @@ class Trainer:
             "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
             "unknown_by_dropout": self.unknown_by_dropout,
+            "tasks": vars(self.data.tasks),
             "maps": self.data.maps_about,
             "row_rates": [rate.state_dict() for rate in self.row_rates.values()],
             "boundary": self.boundary.state_dict(),
@@ -1879,7 +1960,10 @@ def profiling(enabled: bool) -> Iterator[torch.profiler.profile | None]:
 def evaluate(
     model: nn.Module, data: Data, device: torch.device, splits: tuple[str, ...] = ()
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Labels and probabilities of all rows of each split, or of those named. No training generator is touched."""
+    """Labels and probabilities of all rows of each split, or of those named: [N], of several tasks [N, S].
+
+    No training generator is touched.
+    """
     model.eval()
     results = {}
     for split in splits or data.splits:
@@ -1888,7 +1972,8 @@ def evaluate(
             batch = to_device(batch, device)
             scores.append(model(batch.dense, batch.ids, batch.offsets).float().cpu().numpy())
             labels.append(batch.labels.cpu().numpy())
-        results[split] = np.concatenate(labels)[:, 0], np.concatenate(scores)[:, 0]
+        both = np.concatenate(labels), np.concatenate(scores)
+        results[split] = both if len(data.tasks) > 1 else (both[0][:, 0], both[1][:, 0])
         if not np.isfinite(results[split][1]).all():
             raise NonFiniteLossError(
                 "the model's probabilities are not finite: training diverged; try a smaller --learning-rate"
@@ -1901,7 +1986,11 @@ def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:
     data = trainer.data
     upto = data.train_samples if trainer.flags.inference_only else trainer.samples_reached()
     labels, scores = evaluate(model, data, trainer.device, ("test",))["test"]
-    return frequency_report(labels, scores, counts_of_split(trainer, "test", upto), data.tables)
+    of_rows = counts_of_split(trainer, "test", upto)
+    if len(data.tasks) == 1:
+        return frequency_report(labels, scores, of_rows, data.tables)
+    known = [each for each in data.tasks.known(labels, scores) if each[1].any()]
+    return {"tasks": {name: frequency_report(*pair, of_rows[rows], data.tables) for name, rows, *pair in known}}
 
 
 def counts_of_split(trainer: Trainer, split: str, upto: int) -> np.ndarray:
@@ -1926,8 +2015,15 @@ def shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.5f}"
 
 
+def quality_text(values: dict) -> str:
+    """Metrics in a line; a task without labels has none."""
+    accuracy = "undefined" if values["accuracy"] is None else f"{values['accuracy']:.3f} %"
+    quality = ", ".join(f"{name} {shown(values[name])}" for name in ("auc", "logloss", "ne"))
+    return f"{quality}, accuracy {accuracy}, {values['samples']} samples"
+
+
 def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
-    """The reference's line on the test split, then one line a split over all its rows."""
+    """The reference's line on the test split, then one line a split over all its rows, and one a task of several."""
     line = f" accuracy {reference['accuracy']:3.3f} %, best {progress.best_test_accuracy:3.3f} %"
     if "recall" in reference:
         values = {name: math.nan if value is None else value for name, value in reference.items()}
@@ -1937,8 +2033,8 @@ def print_metrics(metrics: dict, progress: Progress, reference: dict) -> None:
         )
     lines = [line]
     for split, values in metrics.items():
-        quality = ", ".join(f"{name} {shown(values[name])}" for name in ("auc", "logloss", "ne"))
-        lines.append(f" {split}: {quality}, accuracy {values['accuracy']:.3f} %, {values['samples']} samples")
+        lines.append(f" {split}: {quality_text(values)}")
+        lines += [f"  {split}, {task}: {quality_text(each)}" for task, each in values.get("tasks", {}).items()]
     tqdm.write("\n".join(lines), file=sys.stdout)
     sys.stdout.flush()
 
@@ -1978,6 +2074,20 @@ def check_same_data(source: Path, state: dict, data: Data) -> None:
         raise ValueError(f"{source} was trained on other data, or data prepared with other flags: its ids do not fit")
 
 
+def check_same_tasks(source: Path, state: dict, data: Data) -> None:
+    """Tasks are part of what is learned: a head of another label would load, and score something else."""
+    first = next(iter(data.store.schema["labels"])) if data.store else data.tasks.names[0]
+    # checkpoints of older versions do not say, and have one task
+    saved = Tasks(**state.get("tasks", {"names": (state["flags"].get("tasks") or first,)}))
+    for flag, there, here in (
+        ("--tasks", saved.names, data.tasks.names),
+        ("--task-weights", saved.weights, data.tasks.weights),
+    ):
+        if tuple(there) != here:
+            there, here = (",".join(f"{each}" for each in values) for values in (there, here))
+            raise ValueError(f"{source} was trained with {flag}={there}, this run has {here}: give the same flags")
+
+
 def check_same_model(source: Path, saved: dict, own: dict) -> None:
     """Weights of another model may have the same shapes: they would load, and score nonsense."""
     if saved["model"] != own["model"]:
@@ -2000,6 +2110,7 @@ def load_model(trainer: Trainer, directory: str) -> None:
     source = find_checkpoint(directory, "best", "last")
     tensors, state = checkpoint.load_checkpoint(source)
     check_same_data(source, state, trainer.data)
+    check_same_tasks(source, state, trainer.data)
     check_same_model(source, state["model"], full_config(trainer.model))
     load_weights(trainer.model, tensors, source)
     trainer.trained = unpack_trained(state, trainer.data)
@@ -2029,7 +2140,7 @@ def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module
         batches.close()
         samples = [(first.dense, first.ids, first.offsets), one_row(first)]
         bits = flags.quantize_emb_with_bit
-        metadata = {"config": full_config(model), "store": data.key, "table_bits": bits}
+        metadata = {"config": full_config(model), "store": data.key, "table_bits": bits, "tasks": data.tasks.names}
         worst = export.export_onnx(model, flags.save_onnx, samples, data.multi_hot, metadata)
         print(f"ONNX model: {flags.save_onnx}, onnxruntime differs by at most {worst:.1e}")
         if bits != 32 and data.store is not None:
@@ -2040,11 +2151,13 @@ def save_inference_model(flags: argparse.Namespace, data: Data, model: nn.Module
 def score_quantized_file(path: str, bits: int, data: Data, model: nn.Module) -> dict:
     """AUC and logloss on the test split of an exported file in onnxruntime, and its bytes."""
     batches = ((batch.dense, batch.ids, batch.offsets) for batch in data.eval_batches("test"))
-    metrics = binary_metrics(data.store.labels_of("test"), export.score_onnx(path, model, batches, data.multi_hot))
+    scores = export.score_onnx(path, model, batches, data.multi_hot)
+    metrics = data.tasks.metrics(data.store.labels_of("test"), scores)
     size = sum(os.path.getsize(file) for file in (path, f"{path}.data") if os.path.exists(file))
     quality = f"auc {shown(metrics['auc'])}, logloss {shown(metrics['logloss'])}"
     print(f"ONNX model with {bits}-bit tables: test {quality}, {size} bytes")
-    return {"table_bits": bits, "auc": metrics["auc"], "logloss": metrics["logloss"], "bytes": size}
+    of_tasks = {"tasks": metrics["tasks"]} if "tasks" in metrics else {}
+    return {"table_bits": bits, "auc": metrics["auc"], "logloss": metrics["logloss"], "bytes": size, **of_tasks}
 
 
 def one_row(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -2072,7 +2185,8 @@ def predict(flags: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder} is missing: --predict needs the vocabulary that was saved beside the ONNX file")
     vocabulary = data_utils.Vocabulary(folder)
-    if export.metadata_of(session).get("store") != vocabulary.schema["key"]:
+    metadata = export.metadata_of(session)
+    if metadata.get("store") != vocabulary.schema["key"]:
         raise ValueError(f"{folder} is not the vocabulary that {flags.load_onnx} was trained with")
     names = [given.name for given in session.get_inputs()]
     padding = [rows + 1 for rows in vocabulary.schema["tables"].values()]
@@ -2081,10 +2195,12 @@ def predict(flags: argparse.Namespace) -> None:
     with atomic_file(flags.predictions, "w") as out:
         for batch in vocabulary.encode_file(flags.predict):
             inputs = export.graph_inputs(batch.dense, batch.ids, batch.offsets, multi_hot, padding)
-            scores = session.run(["probability"], {name: inputs[name].numpy() for name in names})[0][:, 0]
-            out.writelines(f"{score:.9g}\n" for score in scores)
+            scores = session.run(["probability"], {name: inputs[name].numpy() for name in names})[0]
+            out.writelines("\t".join(f"{score:.9g}" for score in row) + "\n" for row in scores)
             rows += len(scores)
-    print(f"Predictions: {flags.predictions}, {rows} rows")
+    tasks = metadata.get("tasks", ())
+    columns = f" of {', '.join(tasks)}, tab-separated" if len(tasks) > 1 else ""
+    print(f"Predictions: {flags.predictions}, {rows} rows{columns}")
 
 
 # -------------------------------------------------------------------------------------------------------- 9. main
@@ -2236,8 +2352,10 @@ def write_result(
     best_scores = data.store.best_scores_of("test") if data.store else None
     teacher = None
     if best_scores is not None:
-        teacher = binary_metrics(data.store.labels_of("test"), best_scores)
-        print(f"The planted teacher itself on test: auc {shown(teacher['auc'])}, logloss {shown(teacher['logloss'])}")
+        teacher = data.tasks.metrics(data.store.labels_of("test"), best_scores)
+        for name, values in {"": teacher, **teacher.get("tasks", {})}.items():
+            quality = f"auc {shown(values['auc'])}, logloss {shown(values['logloss'])}"
+            print(f"The planted teacher itself on test{f', {name}' if name else ''}: {quality}")
     trainer.metrics_file.write(
         "result",
         config=vars(flags),

@@ -6,7 +6,7 @@ A store is a directory:
     bags/            multi-hot tables: <table>.offsets.npy int64 [N + 1], <table>.ids.npy
     counts.npy       int64 [sum of (n + 1)]: how often each id occurs in the training part, table after table, the
                      unknown id n last in each
-    best_scores.npy  float32 [N]: planted data only, the teacher's click probability
+    best_scores.npy  float32 [N] or [N, labels]: planted data only, the teacher's probability of each label
     vocabulary/      <table>.parquet: the raw value of id 0, 1, 2 ... in column "value"
 
 `collect` reads the raw rows once and writes them in encoded `parts`, from which an interrupted run goes on; `assemble`

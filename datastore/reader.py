@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +19,32 @@ class Store:
 
     Args:
         directory: where it lies.
-        label: the label column that batches carry; "" is the first. Rows that lack it are left out everywhere.
+        labels: the label columns that batches carry; none: the first. Rows that lack all of them are left out
+            everywhere; of several, those that a row lacks are NaN.
 
     Attributes:
         tables: name -> number of counted rows n. Id n is the unknown id.
         multi_hot: for each table, whether its cells hold bags of ids.
         split: row ranges, see `sources.Split`.
+        labels: names of the S label columns.
 
     Raises:
-        ValueError: no store, a damaged or older one, or no such label.
+        ValueError: no store, a damaged or older one, no such label, or one named twice.
     """
 
-    def __init__(self, directory: str | Path, label: str = "") -> None:
+    def __init__(self, directory: str | Path, labels: Sequence[str] = ()) -> None:
         self.directory = Path(directory)
         self.schema = read_schema(self.directory)
         self.tables: dict[str, int] = self.schema["tables"]
         self.multi_hot = [table in self.schema["multi_hot"] for table in self.tables]
         self.split = Split(**self.schema["split"])
-        self.label = label or next(iter(self.schema["labels"]))
-        if self.label not in self.schema["labels"]:
-            names = ", ".join(self.schema["labels"])
-            raise ValueError(f"label {self.label!r} is not in {self.directory}: it has {names}")
+        self.labels = tuple(labels) or (next(iter(self.schema["labels"])),)
+        for label in self.labels:
+            if label not in self.schema["labels"]:
+                names = ", ".join(self.schema["labels"])
+                raise ValueError(f"label {label!r} is not in {self.directory}: it has {names}")
+            if self.labels.count(label) > 1:
+                raise ValueError(f"label {label!r} is named twice: {', '.join(self.labels)}")
         self._transform = DenseTransform(self.schema["dense"])
         self._records = self._map("rows.npy")
         self._record = self._records.dtype
@@ -68,7 +73,8 @@ class Store:
 
     def summary(self) -> str:
         """What it holds and how it is split, in a line."""
-        of_label = f", label {self.label}" if len(self.schema["labels"]) > 1 else ""
+        kind = "label" if len(self.labels) == 1 else "labels"
+        of_label = f", {kind} {', '.join(self.labels)}" if len(self.schema["labels"]) > 1 else ""
         return f"{len(self)} rows of {self.schema['data_set']}{of_label}; {self.split.description}"
 
     def describe(self) -> dict:
@@ -76,32 +82,49 @@ class Store:
         parts = {split: len(self.rows_of(split)) for split in ("train", "val", "test")}
         return {
             "data_set": self.schema["data_set"],
-            "label": self.label,
+            **({"label": self.labels[0]} if len(self.labels) == 1 else {"labels": list(self.labels)}),
             "settings": self.schema["settings"],
             "split": self.split.description,
             "rows": parts,
         }
 
     def rows_of(self, split: str) -> range | np.ndarray:
-        """Row numbers of "train", "val" or "test"; an array where some lack the label."""
+        """Row numbers of "train", "val" or "test"; an array where some lack every label."""
         if split == "train":
             rows = range(self.split.train_days[0][0], self.split.train_days[-1][1])
         else:
             rows = range(*getattr(self.split, split))
-        return self._labelled(rows) if self.schema["labels"][self.label] else rows
+        return self._labelled(rows)
 
-    def _labelled(self, rows: range | np.ndarray) -> np.ndarray:
-        numbers = np.asarray(rows)
-        return numbers[self._records[self.label][_index(rows)] >= 0]
+    def _labelled(self, rows: range | np.ndarray) -> range | np.ndarray:
+        """Those of the rows that have one of the labels at least."""
+        if not all(self.schema["labels"][label] for label in self.labels):
+            return rows  # one of them is known everywhere
+        chosen = _index(rows)
+        return np.asarray(rows)[np.any([self._records[label][chosen] >= 0 for label in self.labels], axis=0)]
 
     def labels_of(self, split: str) -> np.ndarray:
-        """Labels float32 [rows] of a part."""
-        return self._records[self.label][_index(self.rows_of(split))].astype(np.float32)
+        """Labels of a part: float32 [rows], of several [rows, S], NaN where missing."""
+        labels = self._labels(self._records[_index(self.rows_of(split))])
+        return labels[:, 0] if len(self.labels) == 1 else labels
+
+    def _labels(self, records: np.ndarray) -> np.ndarray:
+        """Labels float32 [rows, S] of some records."""
+        labels = np.stack([records[label] for label in self.labels], axis=1).astype(np.float32)
+        if len(self.labels) > 1 and any(self.schema["labels"][label] for label in self.labels):
+            labels[labels < 0] = np.nan
+        return labels
 
     def best_scores_of(self, split: str) -> np.ndarray | None:
-        """The planted teacher's probabilities [rows] of a part; None for real data."""
+        """The planted teacher's probabilities of a part, [rows] or [rows, S] as `labels_of`; None for real data."""
         path = self.directory / "best_scores.npy"
-        return np.load(path, mmap_mode="r")[_index(self.rows_of(split))] if path.exists() else None
+        if not path.exists():
+            return None
+        scores = np.load(path, mmap_mode="r")[_index(self.rows_of(split))]
+        if scores.ndim == 1:  # of the first label
+            return scores if self.labels == (next(iter(self.schema["labels"])),) else None
+        scores = scores[:, [list(self.schema["labels"]).index(label) for label in self.labels]]
+        return scores[:, 0] if len(self.labels) == 1 else scores
 
     def counts_of(self, table: str) -> np.ndarray:
         """How often each id, the unknown one last, occurs in the training part: int64 [n + 1]."""
@@ -129,7 +152,7 @@ class Store:
         order = np.concatenate([start + rng.permutation(stop - start) for start, stop in groups])
         for start, stop in groups:
             rng.permutation(stop - start)
-        return self._labelled(order) if self.schema["labels"][self.label] else order
+        return self._labelled(order)
 
     def batches(self, rows: np.ndarray | range, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Yield the given rows in order, `batch_size` at a time, beginning with batch number `start`."""
@@ -142,7 +165,7 @@ class Store:
         # one copy a row, whatever the number of columns; a range of rows is a view
         taken = self._bytes[chosen] if isinstance(chosen, slice) else np.take(self._bytes, chosen, axis=0)
         records = taken.view(self._record)[:, 0]
-        labels = torch.from_numpy(records[self.label].astype(np.float32)).unsqueeze(1)
+        labels = torch.from_numpy(self._labels(records))
         dense = self._transform(records, len(records))
         if self._bags:
             return Batch(dense, *self._all_bags(records, rows), labels)

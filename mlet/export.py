@@ -2,10 +2,10 @@
 
 Inputs: `dense` float32 [batch, dense], unless there are no dense features; `ids` int64 [batch, one-hot tables]; for
 each multi-hot table `ids_<table>` int64 [batch, hot], short bags padded with the table's last row. Output:
-`probability` float32 [batch, 1].
+`probability` float32 [batch, tasks], one column a label in the order of --tasks, which the driver puts in the metadata.
 An id outside its table reads the table's last row (the unknown or the padding row): it never reads another table.
 
-Legend: B batch, T tables.
+Legend: B batch, T tables, S tasks (1 unless several labels are trained).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ServingModel(nn.Module):
         has_dense: whether the data has dense features; without any, the graph has no input `dense`.
 
     Shapes:
-        the tensors that `input_names` lists, in order -> [B, 1].
+        the tensors that `input_names` lists, in order -> [B, S].
     """
 
     def __init__(self, model: nn.Module, multi_hot: Sequence[bool], has_dense: bool = True) -> None:
@@ -93,7 +93,7 @@ class ServingModel(nn.Module):
         return ["dense"] * self.has_dense + ["ids"] * (not all(self.multi_hot)) + bags
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Probability [B, 1]."""
+        """Probability [B, S]."""
         dense, inputs = (inputs[0], inputs[1:]) if self.has_dense else (inputs[0].new_empty(0), inputs)
         if not any(self.multi_hot):
             looked_up = self.model.look_up(self._inside(inputs[0], self.last_row))
@@ -266,7 +266,7 @@ def open_session(path: str | Path, threads: int = 0):  # noqa: ANN201 (imported 
 
 
 def run_session(session, inputs: Mapping[str, Tensor]) -> np.ndarray:  # noqa: ANN001
-    """Probabilities [B, 1] of a batch in the form of `graph_inputs`, which may name more than the graph takes."""
+    """Probabilities [B, S] of a batch in the form of `graph_inputs`, which may name more than the graph takes."""
     named = {given.name: inputs[given.name].numpy() for given in session.get_inputs()}
     return session.run(["probability"], named)[0]
 
@@ -277,15 +277,16 @@ def score_onnx(
     batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     multi_hot: Sequence[bool],
 ) -> np.ndarray:
-    """Probabilities of an exported file for batches (dense, ids, offsets), which are read one at a time.
+    """Probabilities, [N] or of several tasks [N, S], of an exported file for batches (dense, ids, offsets), which are
+    read one at a time.
 
     `model` is the one that was exported: it knows the graph's inputs.
     """
     session = open_session(path)
     named = {spec.name: multi for spec, multi in zip(model.tables.specs, multi_hot, strict=True)}
     padding = last_rows(model.tables)
-    parts = (run_session(session, graph_inputs(*batch, named, padding))[:, 0] for batch in batches)
-    return np.concatenate(list(parts))
+    scores = np.concatenate([run_session(session, graph_inputs(*batch, named, padding)) for batch in batches])
+    return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
 def metadata_of(session) -> dict:  # noqa: ANN001

@@ -97,7 +97,7 @@ def inference_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a collapsed model, one tensor a table part (views, nothing is copied).
 
     `table.C1` [n + special rows, d]; quotient-remainder tables `table.C1.quotient` and `table.C1.remainder`;
-    mixed-dimension projections `projection.C1` [d, D]; first-order weights `wide.C1` [n + special rows, 1]; stored
+    mixed-dimension projections `projection.C1` [d, D]; first-order weights `wide.C1` [n + special rows, tasks]; stored
     row maps `map.C1` [n], and `map.C1.1` of a second lookup; then the other layers by their module names.
     """
     for kind, tables in zip(("table", "wide"), model.table_sets, strict=False):

@@ -116,6 +116,8 @@ def _draw(
 def initialize_mlp(layers: nn.Module, rng: np.random.RandomState) -> None:
     """Linear layers in order, DLRM's values: W ~ N(0, 2 / (in + out)), b ~ N(0, 1 / out)."""
     for layer in _drawn_linear_layers([layers], rng):
+        if layer.bias is None:
+            continue
         out = len(layer.bias)
         bias = rng.normal(0.0, np.sqrt(1 / out), size=out)
         layer.bias.copy_(torch.from_numpy(bias.astype(np.float32)))

@@ -99,7 +99,7 @@ def open_batches(
         flags.num_workers = 0
         data = dlrm_mlet.open_random_data(flags)
         return lambda: data.train_batches(0), data.train_samples, ()
-    store = data_utils.Store(find_store(flags, key, directory), flags.tasks)
+    store = data_utils.Store(find_store(flags, key, directory), dlrm_mlet.task_names(flags))
     rows = store.training_order(flags.data_randomize, np.random.RandomState(flags.numpy_rand_seed))
     return lambda: store.batches(rows, flags.mini_batch_size), len(rows), store.schema["trained_unknown"]
 

@@ -6,7 +6,7 @@ else (ids, storage, restart, batches) is the same for all formats and lives in `
 To add a format: write one file with a class that has the attributes of `Source`, and add one `register_source`
 line at the bottom of this file. `--data-set` and its help list it from then on. Text formats build on `sources.text`.
 
-Legend: B batch, N raw rows, M dense features, T tables (categorical columns), L lookups of a batch.
+Legend: B batch, N raw rows, M dense features, T tables (categorical columns), L lookups of a batch, S labels trained.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     dense: torch.Tensor  # float32 [B, M]
     ids: torch.Tensor  # int64 [B, T] or [L]
     offsets: torch.Tensor | None  # int64 [T * B + 1]
-    labels: torch.Tensor  # float32 [B, 1]
+    labels: torch.Tensor  # float32 [B, S], a column a task; NaN where one of several is missing
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ class Source(Protocol):
         """Say which of `rows` raw rows are training, validation and test; `groups` where the layout is grouped."""
 
     def best_auc_scores(self) -> np.ndarray | None:
-        """The generating model's own click probability of each raw row, where it is known (optional method)."""
+        """The generating model's own probability of each raw row, [N] of the first label or [N, labels], where it is
+        known (optional method)."""
 
     @staticmethod
     def scoring_blocks(path: Path, settings: dict[str, Any]) -> Iterator[Block]:
@@ -252,6 +253,7 @@ def open_source(name: str, raw_data_file: str, options: SourceOptions) -> Source
 register_source("kaggle", "sources.kaggle", "KaggleSource")
 register_source("terabyte", "sources.terabyte", "TerabyteSource")
 register_source("criteo-synthetic", "sources.criteo_synthetic", "CriteoSyntheticSource")
+register_source("multitask-synthetic", "sources.multitask", "MultitaskSource")
 register_source("avazu", "sources.avazu", "AvazuSource")
 register_source("libfm", "sources.libfm", "LibfmSource")
 register_source("frappe", "sources.libfm", "FrappeSource")

@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -123,15 +123,22 @@ def write_criteo_tsv(path: str | os.PathLike[str], rows: int, seed: int = 0) -> 
     """
     if rows < 1 or seed < 0:
         raise ValueError(f"rows must be at least 1 and seed at least 0, got rows {rows}, seed {seed}")
+    write_pair(path, (rows,), _blocks(rows, seed))
+
+
+def write_pair(
+    path: str | os.PathLike[str], shape: tuple[int, ...], blocks: Iterator[tuple[bytes, np.ndarray]]
+) -> None:
+    """Write blocks of text and their probabilities, float32 `shape`, to the two files of `write_criteo_tsv`."""
     final = Path(path), Path(f"{os.fspath(path)}{TEACHER_SUFFIX}")
     if not final[0].parent.is_dir() or (final[0].exists() and not final[0].is_file()):
         raise ValueError(f"cannot write {final[0]}: its folder does not exist, or it is no regular file")
     aside = [name.with_name(f".{name.name}.{os.getpid()}.tmp") for name in final]
     try:
         with open(aside[0], "wb") as text_file, open(aside[1], "wb") as teacher_file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows,)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(teacher_file, header)
-            for text, probabilities in _blocks(rows, seed):
+            for text, probabilities in blocks:
                 text_file.write(text)
                 teacher_file.write(probabilities.astype("<f4").tobytes())
         final[0].unlink(missing_ok=True)  # old rows beside new probabilities would pass for a pair
@@ -143,31 +150,31 @@ def write_criteo_tsv(path: str | os.PathLike[str], rows: int, seed: int = 0) -> 
 
 
 def teacher_probabilities(path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the click probabilities of the rows of `path`, float32 [rows], memory-mapped."""
+    """Return the probabilities of the rows of `path`, float32 [rows] or [rows, labels], memory-mapped."""
     return np.load(f"{os.fspath(path)}{TEACHER_SUFFIX}", mmap_mode="r")
 
 
 def _blocks(rows: int, seed: int) -> Iterator[tuple[bytes, np.ndarray]]:
     """Yield the text of consecutive rows and their click probabilities, float32 [n]."""
-    teacher = _make_teacher(seed)
+    teacher = make_teacher(seed)
     for index, start in enumerate(range(0, rows, BLOCK_ROWS)):
         generator = np.random.default_rng([seed, 1 + index])
-        features = _draw_features(generator)
+        features = draw_features(generator)
         logits = (_terms(teacher.keys, teacher.centres, features) * teacher.scales).sum(axis=1)
         probabilities = 1 / (1 + np.exp(-logits - teacher.bias))
         labels = generator.random(BLOCK_ROWS) < probabilities
         kept = slice(0, min(BLOCK_ROWS, rows - start))
-        yield _format_rows(labels[kept], Features(*(part[kept] for part in features))), probabilities[kept]
+        yield format_rows(labels[kept], Features(*(part[kept] for part in features))), probabilities[kept]
 
 
-def _make_teacher(seed: int) -> Teacher:
+def make_teacher(seed: int) -> Teacher:
     """Draw the teacher, then fit its centres, its scales and its bias (to LABEL_RATE) on the first block."""
     keys = np.random.default_rng([seed, 0]).integers(0, 2**64, len(TABLES), dtype=np.uint64)
-    features = _draw_features(np.random.default_rng([seed, 1]))
+    features = draw_features(np.random.default_rng([seed, 1]))
     columns = zip(keys, features.ids.T, strict=True)
-    centres = np.stack([_points(key, ids[ids >= 0]).mean(axis=0) for key, ids in columns])
+    centres = np.stack([hashed_points(key, ids[ids >= 0]).mean(axis=0) for key, ids in columns])
     terms = _terms(keys, centres, features)
-    scales = (SPREAD * np.sqrt(TERM_SHARES) / terms.std(axis=0)).astype(np.float32)
+    scales = fitted_scales(terms)
     logits = (terms * scales).sum(axis=1)
     bias = 0.0
     for _ in range(30):  # a contraction: the error falls by at least half each time
@@ -176,7 +183,12 @@ def _make_teacher(seed: int) -> Teacher:
     return Teacher(keys, centres, scales, np.float32(bias))
 
 
-def _draw_features(generator: np.random.Generator) -> Features:
+def fitted_scales(terms: np.ndarray) -> np.ndarray:
+    """Scales float32 [3] that give the terms of a block's logits [n, 3] their shares of the variance."""
+    return (SPREAD * np.sqrt(TERM_SHARES) / terms.std(axis=0)).astype(np.float32)
+
+
+def draw_features(generator: np.random.Generator) -> Features:
     """Draw one block of rows."""
     absent = {share: generator.random(BLOCK_ROWS) < share for share in MISSING_SHARES}
     present = np.stack([~absent[column.missing] for column in INTEGER_COLUMNS], axis=1)
@@ -206,19 +218,24 @@ def _draw_ids(generator: np.random.Generator, table: Table) -> np.ndarray:
 def _terms(keys: np.ndarray, centres: np.ndarray, features: Features) -> np.ndarray:
     """Return the integer, id and pair terms of the logit before scaling, float32 [n, 3]."""
     weights = np.array([column.weight for column in INTEGER_COLUMNS], dtype=np.float32)
+    return terms_of(features, weights, lambda t, ids: hashed_points(keys[t], ids) - centres[t])
+
+
+def terms_of(features: Features, weights: np.ndarray, points_of: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """The same for weights [M] of the integers and points [n, RANK] of the ids [n] of a table by its number."""
     logs = np.log1p(np.maximum(features.integers, 0)).astype(np.float32)
     total = np.zeros((len(logs), RANK), dtype=np.float32)
     squares = np.zeros(len(logs), dtype=np.float32)
-    for table, key, centre, ids in zip(TABLES, keys, centres, features.ids.T, strict=True):
+    for t, (table, ids) in enumerate(zip(TABLES, features.ids.T, strict=True)):
         if table.informative:
-            points = (_points(key, ids) - centre) * (ids >= 0)[:, None]
+            points = points_of(t, ids) * (ids >= 0)[:, None]
             total += points
             squares += (points * points).sum(axis=1)
     pairs = ((total * total).sum(axis=1) - squares) / 2
     return np.stack([(logs * weights).sum(axis=1), total.sum(axis=1), pairs], axis=1)
 
 
-def _points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
+def hashed_points(key: np.uint64, ids: np.ndarray) -> np.ndarray:
     """Return the points of ids, float32 [n, RANK], uniform in a cube, each dimension with variance 1.
 
     Hashed (splitmix64) rather than stored, so that a table of ten million ids needs no memory.
@@ -244,20 +261,25 @@ def planted_points(seed: int, table: int, tokens: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint32(13)) ^ (mixed >> np.uint32(26))) * np.uint32(_INVERSES[0])
     mixed = mixed ^ (mixed >> np.uint32(16))
     ids = (mixed - (np.uint32(table) << np.uint32(ID_BITS))).astype(np.int64) - 1
-    teacher = _make_teacher(seed)
-    points = _points(teacher.keys[table], ids) - teacher.centres[table]
+    teacher = make_teacher(seed)
+    points = hashed_points(teacher.keys[table], ids) - teacher.centres[table]
     return (points * ((tokens > 0) & TABLES[table].informative)[:, None]).astype(np.float32)
 
 
-def _format_rows(labels: np.ndarray, features: Features) -> bytes:
-    """Return the rows as text: fields are laid out at full width, then unused (zero) bytes are dropped."""
+def format_rows(labels: np.ndarray, features: Features) -> bytes:
+    """Return the rows as text: fields are laid out at full width, then unused (zero) bytes are dropped.
+
+    Labels bool [n], or several a row [n, labels]: these come first.
+    """
     n, integers = features.integers.shape
     fields = np.zeros((n, integers + features.ids.shape[1], FIELD_CHARACTERS), dtype=np.uint8)
     fields[:, :, 0] = ord("\t")
     fields[:, :integers, 1:] = _decimal(features.integers) * features.integers_present[:, :, None]
     fields[:, integers:, 2:] = _hexadecimal(_tokens(features.ids)) * (features.ids >= 0)[:, :, None]
     line_ends = np.full(n, ord("\n"), dtype=np.uint8)
-    page = np.column_stack([ord("0") + labels.astype(np.uint8), fields.reshape(n, -1), line_ends])
+    digits = np.full((n, 2 * (labels.size // n) - 1), ord("\t"), dtype=np.uint8)  # with tabs between
+    digits[:, ::2] = ord("0") + labels.reshape(n, -1)
+    page = np.column_stack([digits, fields.reshape(n, -1), line_ends])
     return page[page != 0].tobytes()
 
 

@@ -136,8 +136,8 @@ def test_where_every_row_is_bad_the_first_reason_is_said(driver, tmp_path):
 
 
 REFUSED = {
-    "--tasks=sold": "schema has no such label column (it has: click, buy)",
-    "--tasks=click,buy": "one label column is trained at a time",
+    "--tasks=sold": "schema has no label column sold (it has: click, buy)",
+    "--tasks=click,sold": "schema has no label column sold (it has: click, buy)",
     "--data-option=split=day": "this data set has no such option (it has: none)",
     "--data-option=day": "not of the form NAME=VALUE",
     "--vocabulary-min-count=0": "0 is below 1",

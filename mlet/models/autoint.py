@@ -1,7 +1,7 @@
 """AutoInt: Song et al. 2019, "AutoInt: Automatic Feature Interaction Learning via Self-Attentive Neural Networks",
 arXiv 1810.11921.
 
-Legend: B batch, F fields, D width, H heads, A width of a head.
+Legend: B batch, F fields, D width, H heads, A width of a head, S tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlet.models.base import CTRModel
-from mlet.models.layers import Tower, in_float32
+from mlet.models.layers import in_float32
 from mlet.tables import EmbeddingTables
 
 
@@ -55,7 +55,7 @@ class AutoInt(CTRModel):
 
     Args:
         tables, bottom, top, common: see `CTRModel`; `top` is the MLP beside it; (1,), no hidden layer, leaves it out
-            (the plain AutoInt).
+            (the plain AutoInt). Of several tasks each has its MLP and its weights of the attention's output.
         attention_layers, attention_heads, head_width: layers, H and A.
 
     Raises:
@@ -80,12 +80,12 @@ class AutoInt(CTRModel):
         width = attention_heads * head_width
         widths = (tables.dim, *[width] * (attention_layers - 1))
         self.attention = nn.Sequential(*[SelfAttention(given, attention_heads, head_width) for given in widths])
-        self.head = nn.Linear(self.fields * width, 1)
+        self.head = nn.Linear(self.fields * width, self.tasks)
         self.deep = None
         if len(self.top_widths) > 1:
-            self.deep = Tower(self.fields * tables.dim, self.top_widths, self.batch_norm, self.dropout)
+            self.deep = self.tower(self.fields * tables.dim)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         logit = in_float32(self.head, self.attention(vectors).flatten(1))
         return logit if self.deep is None else logit + self.deep(vectors.flatten(1))

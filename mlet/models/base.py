@@ -1,6 +1,7 @@
-"""What all CTR models share: tables, dense features as one more vector, a logit and its probability.
+"""What all CTR models share: tables, dense features as one more vector, a logit a task and its probability.
 
-Legend: B batch, M dense features, T tables, F = T + 1 fields (T without dense features), D width.
+Legend: B batch, M dense features, T tables, F = T + 1 fields (T without dense features), D width, S tasks (1 unless
+several labels are trained).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlet.initialize import initialize_layers, initialize_tables
+from mlet.models.heads import TASK_HEADS, hidden_layers, tower
 from mlet.models.layers import FirstOrder, first_order_tables, mlp
 from mlet.tables import EmbeddingTables
 
@@ -25,17 +27,20 @@ class CTRModel(nn.Module, ABC):
         tables: the embedding tables, vectors of width D.
         bottom: widths of the bottom MLP, which makes one more vector of the dense features, from M to D, at least two;
             empty without dense features.
-        top: widths of the model's deep tower without its input, which is computed; the last must be 1.
+        top: widths of the model's deep tower (of each task's) without its input, which is computed; the last must be 1.
         first_order: keep a linear term over ids and dense features too (`self.wide`, `self.first_order`).
         loss_threshold: 0 < t < 1 clamps the probability to [t, 1 - t].
         batch_norm: before each hidden ReLU. dropout: share dropped behind each.
+        tasks: S, labels that are predicted from the same tables and bottom MLP. Several have a head each instead of the
+            deep tower; the model's other last layers and its first-order weights get one output a task.
+        task_heads: of several tasks, "towers" or "mmoe", see `mlet.models.heads`. mmoe_experts: of "mmoe".
         options: the subclass's own arguments, for `config`.
 
     Shapes:
-        dense float32 [B, M], ids [B, T] or bags -> probability float32 [B, 1].
+        dense float32 [B, M], ids [B, T] or bags -> probability float32 [B, S].
 
     Raises:
-        ValueError: widths that do not fit each other, naming both.
+        ValueError: widths that do not fit each other, naming both; "mmoe" with one task or without hidden layers.
     """
 
     model_name: str
@@ -50,6 +55,9 @@ class CTRModel(nn.Module, ABC):
         loss_threshold: float = 0.0,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        tasks: int = 1,
+        task_heads: str = "towers",
+        mmoe_experts: int = 4,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -61,18 +69,30 @@ class CTRModel(nn.Module, ABC):
             raise ValueError(f"the top MLP ends in width {top[-1]}, a probability needs 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} lies outside [0, 1)")
+        _check_heads(tasks, task_heads, top)
         self.tables = tables
         self.fields = len(tables.specs) + bool(bottom)
         self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
         self.loss_threshold, self.batch_norm, self.dropout = loss_threshold, batch_norm, dropout
+        self.tasks, self.task_heads, self.mmoe_experts = tasks, task_heads, mmoe_experts
         self.options = options or {}
-        self.wide = first_order_tables(tables) if first_order else None
-        self.first_order = FirstOrder(bottom[0] if bottom else 0) if first_order else None
+        self.wide = first_order_tables(tables, tasks) if first_order else None
+        self.first_order = FirstOrder(bottom[0] if bottom else 0, tasks) if first_order else None
         self.bottom = mlp(bottom, batch_norm, dropout)
+
+    def tower(self, inputs: int) -> nn.Module:
+        """The deep tower over a shared input, [B, inputs] -> [B, S], as `top` and the tasks have it."""
+        heads = self.tasks, self.task_heads, self.mmoe_experts
+        return tower(inputs, self.top_widths, self.batch_norm, self.dropout, *heads)
+
+    def hidden_by_task(self, inputs: int) -> nn.Module:
+        """Its hidden layers alone, where there are several tasks: [B, inputs] -> [B, S, H]."""
+        heads = self.tasks, self.task_heads, self.mmoe_experts
+        return hidden_layers(inputs, self.top_widths[:-1], *heads, self.batch_norm, self.dropout)
 
     @abstractmethod
     def logit(self, vectors: Tensor) -> Tensor:
-        """All fields' vectors [B, F, D], the dense features' first if there are any -> [B, 1], first order apart."""
+        """All fields' vectors [B, F, D], the dense features' first if there are any -> [B, S], first order apart."""
 
     @property
     def table_sets(self) -> tuple[EmbeddingTables, ...]:
@@ -80,7 +100,7 @@ class CTRModel(nn.Module, ABC):
         return (self.tables,) if self.wide is None else (self.tables, self.wide)
 
     def look_up(self, ids: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Vectors [B, T, D] and, with first-order weights, those [B, T, 1]."""
+        """Vectors [B, T, D] and, with first-order weights, those [B, T, S]."""
         return tuple(tables(ids, offsets) for tables in self.table_sets)
 
     def look_up_padded(self, ids: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -88,11 +108,11 @@ class CTRModel(nn.Module, ABC):
         return tuple(tables.forward_padded(ids) for tables in self.table_sets)
 
     def forward(self, dense: Tensor, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """Click probability [B, 1]."""
+        """Probabilities of the tasks' labels [B, S]."""
         return self.vectors_to_probability(dense, *self.look_up(ids, offsets))
 
     def vectors_to_probability(self, dense: Tensor, vectors: Tensor, wide: Tensor | None = None) -> Tensor:
-        """Everything behind the tables: dense [B, M] and what `look_up` returns -> [B, 1]."""
+        """Everything behind the tables: dense [B, M] and what `look_up` returns -> [B, S]."""
         every = vectors
         if self.bottom_widths:
             every = torch.cat([self.bottom(dense).unsqueeze(1), vectors], dim=1)
@@ -128,5 +148,19 @@ class CTRModel(nn.Module, ABC):
             "loss_threshold": self.loss_threshold,
             "batch_norm": self.batch_norm,
             "dropout": self.dropout,
+            "tasks": self.tasks,
+            "task_heads": self.task_heads,
+            "mmoe_experts": self.mmoe_experts,
             **self.options,
         }
+
+
+def _check_heads(tasks: int, heads: str, top: Sequence[int]) -> None:
+    if tasks < 1:
+        raise ValueError(f"tasks={tasks}: at least 1 is needed")
+    if heads not in TASK_HEADS:
+        raise ValueError(f"task heads {heads!r} are not known; choose from {', '.join(TASK_HEADS)}")
+    if heads == "mmoe" and tasks == 1:
+        raise ValueError("mmoe heads need several tasks: gates mix experts for each, and there is 1")
+    if heads == "mmoe" and len(top) == 1:
+        raise ValueError("mmoe heads need hidden layers: experts are the top MLP without its last width")

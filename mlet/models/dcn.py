@@ -1,7 +1,7 @@
 """DCN: Wang et al. 2017, "Deep & Cross Network for Ad Click Predictions", arXiv 1708.05123. DCN-V2: Wang et al. 2020,
 "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to Rank Systems", arXiv 2008.13535.
 
-Legend: B batch, F fields, D width, N = F * D.
+Legend: B batch, F fields, D width, N = F * D, S tasks, H width of the last hidden layer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlet.models.base import CTRModel
+from mlet.models.heads import LinearByTask
 from mlet.models.layers import in_float32, mlp
 from mlet.tables import EmbeddingTables
 
@@ -49,7 +50,8 @@ class DCN(CTRModel):
               p = \\sigma(\\langle w, [x_L, hidden(x_0)] \\rangle + b)
 
     Args:
-        tables, bottom, top, common: see `CTRModel`; `top` without its last 1 is the deep part.
+        tables, bottom, top, common: see `CTRModel`; `top` without its last 1 is the deep part. Several tasks share
+            the cross layers; each has its deep part and its last linear layer.
         cross_layers: L.
 
     Raises:
@@ -71,16 +73,23 @@ class DCN(CTRModel):
             raise ValueError(f"cross_layers={cross_layers}: at least 1 is needed")
         width = self.fields * tables.dim
         self.crosses = nn.ModuleList(self.cross(width) for _ in range(cross_layers))
-        self.deep = mlp((width, *self.top_widths[:-1]), self.batch_norm, self.dropout)
-        deep_width = self.top_widths[-2] if len(self.top_widths) > 1 else 0
-        self.head = nn.Linear(width + deep_width, 1)
+        hidden = self.top_widths[:-1]
+        inputs = width + (hidden[-1] if hidden else 0)
+        if self.tasks == 1:
+            self.deep = mlp((width, *hidden), self.batch_norm, self.dropout)
+            self.head = nn.Linear(inputs, 1)
+        else:
+            self.deep = self.hidden_by_task(width) if hidden else nn.Sequential()
+            self.head = LinearByTask(inputs, self.tasks)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         first = x = vectors.flatten(1)
         for layer in self.crosses:
             x = layer(first, x)
-        both = torch.cat([x, self.deep(first)], dim=1) if len(self.deep) else x
+        if self.tasks > 1:
+            x = x.unsqueeze(1).expand(-1, self.tasks, -1)  # [B, S, N] beside [B, S, H]
+        both = torch.cat([x, self.deep(first)], dim=-1) if len(self.top_widths) > 1 else x
         return in_float32(self.head, both)
 
 

@@ -1,7 +1,7 @@
 """DLRM: Naumov et al. 2019, "Deep Learning Recommendation Model for Personalization and Recommendation Systems",
 arXiv 1906.00091.
 
-Legend: B batch, M dense features, T tables, F = T + 1 vectors (T without dense features), D width.
+Legend: B batch, M dense features, T tables, F = T + 1 vectors (T without dense features), D width, S tasks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from mlet.initialize import initialize_mlp
 from mlet.interaction import PairwiseDots
 from mlet.models.base import CTRModel
-from mlet.models.layers import Tower
 from mlet.tables import EmbeddingTables
 
 INTERACTIONS = ("dot", "cat")
@@ -54,7 +53,7 @@ class DLRM(CTRModel):
             raise ValueError("one vector has nothing to interact with: give dense features, another table, or cat")
         self.dots = PairwiseDots(self.fields, itself, lead=bool(bottom))
         inputs = tables.dim * bool(bottom) + self.dots.pairs if interaction == "dot" else self.fields * tables.dim
-        self.top = Tower(inputs, self.top_widths, self.batch_norm, self.dropout)
+        self.top = self.tower(inputs)
 
     def initialize_layers(self, rng: np.random.RandomState) -> None:
         """In the reference's order and with its values: bottom MLP, top MLP."""
@@ -62,7 +61,7 @@ class DLRM(CTRModel):
         initialize_mlp(self.top, rng)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         return self.top(self.interact(vectors))
 
     def interact(self, vectors: Tensor) -> Tensor:

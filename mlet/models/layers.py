@@ -1,6 +1,6 @@
 """Layers that the models share: MLPs, towers that end in a logit, first-order terms.
 
-Legend: B batch, M dense features, T tables, F fields (vectors of a sample), D width.
+Legend: B batch, M dense features, T tables, F fields (vectors of a sample), D width, S tasks.
 """
 
 from __future__ import annotations
@@ -71,33 +71,33 @@ def in_float32(layer: nn.Module, x: Tensor) -> Tensor:
         return layer(x.float())
 
 
-def first_order_tables(tables: EmbeddingTables) -> EmbeddingTables:
-    """One weight an id beside each table, for a linear term: the same ids, rows and pooling, width 1, single-layer.
+def first_order_tables(tables: EmbeddingTables, tasks: int = 1) -> EmbeddingTables:
+    """One weight an id (and task) beside each table, for a linear term: same ids, rows and pooling, width S, one layer.
 
     Where several rows make a vector, several such weights are added, so that the linear term is as small as the table.
     """
     specs = []
     for spec in tables.specs:
         row_map = None if spec.row_map is None else replace(spec.row_map, operation="add")
-        specs.append(replace(spec, dim=1, width=1, inner_dim=0, operation="add", row_map=row_map))
+        specs.append(replace(spec, dim=tasks, width=tasks, inner_dim=0, operation="add", row_map=row_map))
     wide = EmbeddingTables(specs, unknown=tables.unknown, padding=tables.padding, mode=tables.mode)
     wide.maps = tables.maps
     return wide
 
 
 class FirstOrder(nn.Module):
-    """The linear term over dense features, with the bias; the ids' weights are looked up before.
+    """The linear term over dense features, with the bias, one a task; the ids' weights are looked up before.
 
     .. math:: b + \\langle w, dense \\rangle + \\sum_t w_t[id_t]
 
     Shapes:
-        dense [B, M], wide [B, T, 1] -> [B, 1].
+        dense [B, M], wide [B, T, S] -> [B, S].
     """
 
-    def __init__(self, dense_width: int) -> None:
+    def __init__(self, dense_width: int, tasks: int = 1) -> None:
         super().__init__()
-        self.dense = nn.Linear(dense_width, 1, bias=False) if dense_width else None
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.dense = nn.Linear(dense_width, tasks, bias=False) if dense_width else None
+        self.bias = nn.Parameter(torch.zeros(tasks))
 
     def forward(self, dense: Tensor, wide: Tensor) -> Tensor:
         """As in the class."""

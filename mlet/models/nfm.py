@@ -1,6 +1,6 @@
 """NFM: He and Chua 2017, "Neural Factorization Machines for Sparse Predictive Analytics", arXiv 1708.05027.
 
-Legend: B batch, F fields, D width.
+Legend: B batch, F fields, D width, S tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlet.interaction import pooled_products
 from mlet.models.base import CTRModel
-from mlet.models.layers import BatchNorm, Tower
+from mlet.models.layers import BatchNorm
 from mlet.tables import EmbeddingTables
 
 
@@ -32,8 +32,8 @@ class NFM(CTRModel):
         super().__init__(tables, bottom, top, first_order=True, **common)
         behind = [BatchNorm(tables.dim)] * self.batch_norm + [nn.Dropout(self.dropout)] * bool(self.dropout)
         self.behind_pooling = nn.Sequential(*behind)
-        self.deep = Tower(tables.dim, self.top_widths, self.batch_norm, self.dropout)
+        self.deep = self.tower(tables.dim)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         return self.deep(self.behind_pooling(pooled_products(vectors)))

@@ -1,6 +1,6 @@
 """PNN: Qu et al. 2016, "Product-based Neural Networks for User Response Prediction", arXiv 1611.00144.
 
-Legend: B batch, F fields, D width.
+Legend: B batch, F fields, D width, S tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mlet.interaction import PairwiseDots
 from mlet.models.base import CTRModel
-from mlet.models.layers import Tower
 from mlet.tables import EmbeddingTables
 
 
@@ -34,10 +33,10 @@ class InnerPNN(CTRModel):
             raise ValueError("one vector has no products: give dense features or another table")
         self.dots = PairwiseDots(self.fields, lead=False)
         inputs = self.fields * tables.dim + self.dots.pairs
-        self.deep = Tower(inputs, self.top_widths, self.batch_norm, self.dropout)
+        self.deep = self.tower(inputs)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         return self.deep(torch.cat([vectors.flatten(1), self.dots(vectors)], dim=1))
 
 
@@ -53,10 +52,10 @@ class OuterPNN(CTRModel):
     def __init__(self, tables: EmbeddingTables, bottom: Sequence[int], top: Sequence[int], **common: Any) -> None:
         super().__init__(tables, bottom, top, **common)
         inputs = self.fields * tables.dim + tables.dim**2
-        self.deep = Tower(inputs, self.top_widths, self.batch_norm, self.dropout)
+        self.deep = self.tower(inputs)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         total = vectors.sum(dim=1)
         outer = (total.unsqueeze(2) * total.unsqueeze(1)).flatten(1)
         return self.deep(torch.cat([vectors.flatten(1), outer], dim=1))

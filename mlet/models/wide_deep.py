@@ -1,6 +1,6 @@
 """Wide & Deep: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems", arXiv 1606.07792.
 
-Legend: B batch, F fields, D width.
+Legend: B batch, F fields, D width, S tasks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from mlet.models.base import CTRModel
-from mlet.models.layers import Tower
 from mlet.tables import EmbeddingTables
 
 
@@ -28,8 +27,8 @@ class WideDeep(CTRModel):
 
     def __init__(self, tables: EmbeddingTables, bottom: Sequence[int], top: Sequence[int], **common: Any) -> None:
         super().__init__(tables, bottom, top, first_order=True, **common)
-        self.deep = Tower(self.fields * tables.dim, self.top_widths, self.batch_norm, self.dropout)
+        self.deep = self.tower(self.fields * tables.dim)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         return self.deep(vectors.flatten(1))

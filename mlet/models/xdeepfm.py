@@ -1,7 +1,7 @@
 """xDeepFM: Lian et al. 2018, "xDeepFM: Combining Explicit and Implicit Feature Interactions for Recommender Systems",
 arXiv 1803.05170.
 
-Legend: B batch, F fields, D width, H maps of a layer.
+Legend: B batch, F fields, D width, H maps of a layer, S tasks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlet.models.base import CTRModel
-from mlet.models.layers import Tower, in_float32
+from mlet.models.layers import in_float32
 from mlet.tables import EmbeddingTables
 
 
@@ -52,7 +52,8 @@ class XDeepFM(CTRModel):
               + deep([v_1, ..., v_F])\\Big)
 
     Args:
-        tables, bottom, top, common: see `CTRModel`; `top` is the deep part.
+        tables, bottom, top, common: see `CTRModel`; `top` is the deep part. Of several tasks each has its deep part and
+            its w and w_cin.
         cin_widths: maps of each layer of the compressed interaction network.
 
     Raises:
@@ -72,9 +73,9 @@ class XDeepFM(CTRModel):
         if not cin_widths or min(cin_widths) < 1:
             raise ValueError(f"cin_widths={list(cin_widths)}: at least one layer, each at least 1 wide")
         self.cin = CompressedInteraction(self.fields, cin_widths)
-        self.cin_head = nn.Linear(sum(cin_widths), 1, bias=False)
-        self.deep = Tower(self.fields * tables.dim, self.top_widths, self.batch_norm, self.dropout)
+        self.cin_head = nn.Linear(sum(cin_widths), self.tasks, bias=False)
+        self.deep = self.tower(self.fields * tables.dim)
 
     def logit(self, vectors: Tensor) -> Tensor:
-        """[B, F, D] -> [B, 1]."""
+        """[B, F, D] -> [B, S]."""
         return in_float32(self.cin_head, self.cin(vectors)) + self.deep(vectors.flatten(1))

@@ -85,7 +85,7 @@ def test_dense_values_are_transformed_and_missing_ones_neutral(make_source):
 def test_rows_without_a_label_are_left_out_for_that_label(make_source):
     source = make_source()
     directory = prepare(source, OPTIONS)
-    click, buy = Store(directory), Store(directory, "buy")
+    click, buy = Store(directory), Store(directory, ["buy"])
     part = source.split(200, None).part_of_row
     for split, number in PARTS.items():
         known = source.frame.filter(pl.Series(part == number))["buy"].drop_nulls()
@@ -96,7 +96,41 @@ def test_rows_without_a_label_are_left_out_for_that_label(make_source):
     assert order.tolist() == [row for row in twin if row in set(buy.rows_of("train"))]
     assert buy.describe()["label"] == "buy" and "label buy" in buy.summary()
     with pytest.raises(ValueError, match="label 'sold' is not in .*: it has click, buy"):
-        Store(directory, "sold")
+        Store(directory, ["sold"])
+
+
+def test_several_labels_are_columns_and_a_missing_one_is_nan(make_source):
+    source = make_source()
+    frame = source.frame = source.frame.with_columns(pl.when(pl.int_range(pl.len()) % 7 > 0).then("click"))
+    source.paths[0].write_text(str(frame.rows()))
+    directory = prepare(source, OPTIONS)
+    store = Store(directory, ["buy", "click"])
+    some = frame.filter(pl.any_horizontal(pl.col("buy", "click").is_not_null()))
+    part = source.split(200, None).part_of_row
+    assert 0 < some.height < 200 and len(store) == 200
+    for split, number in PARTS.items():
+        here = frame.filter(pl.Series(part == number))
+        here = here.filter(pl.any_horizontal(pl.col("buy", "click").is_not_null()))
+        expected = here.select("buy", "click").to_numpy().astype(np.float32)
+        rows = store.rows_of(split)
+        assert np.isnan(expected).any() and not np.isnan(expected).all(axis=1).any()
+        np.testing.assert_array_equal(store.labels_of(split), expected)
+        np.testing.assert_array_equal(store.batch(rows).labels.numpy(), expected)
+        assert store.labels_of(split).dtype == np.float32
+    order = store.training_order("total", np.random.RandomState(5))
+    assert sorted(order) == list(store.rows_of("train")) and len(order) == store.describe()["rows"]["train"]
+    assert store.describe()["labels"] == ["buy", "click"] and "labels buy, click" in store.summary()
+    with pytest.raises(ValueError, match="label 'buy' is named twice: buy, click, buy"):
+        Store(directory, ["buy", "click", "buy"])
+
+
+def test_a_label_that_every_row_has_keeps_every_row(make_source):
+    directory = prepare(make_source(), OPTIONS)
+    both, click = Store(directory, ["buy", "click"]), Store(directory)
+    assert both.rows_of("train") == click.rows_of("train") and isinstance(both.rows_of("train"), range)
+    np.testing.assert_array_equal(both.labels_of("val")[:, 1], click.labels_of("val"))
+    orders = [store.training_order("total", np.random.RandomState(5)) for store in (both, click)]
+    np.testing.assert_array_equal(*orders)
 
 
 def test_batches_of_bags_in_any_order(make_source):

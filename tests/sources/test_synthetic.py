@@ -60,7 +60,7 @@ def test_fields_read_back_as_what_was_formatted(label, integers, ids):
         np.array([[value is not None for value in integers]]),
         np.array([[-1 if i is None else i for i in ids]]),
     )
-    fields = synthetic._format_rows(np.array([label]), features).decode().rstrip("\n").split("\t")
+    fields = synthetic.format_rows(np.array([label]), features).decode().rstrip("\n").split("\t")
     assert fields[0] == str(int(label))
     assert fields[1:14] == ["" if value is None else str(value) for value in integers]
     assert [field == "" for field in fields[14:]] == [i is None for i in ids]
@@ -142,7 +142,7 @@ def test_labels_are_drawn_from_the_teachers_probabilities(path, frame):
 
 def test_missing_and_negative_values_count_as_zero():
     missing = synthetic.Features(np.full((1, 13), -2), np.ones((1, 13), bool), np.full((1, 26), -1))
-    teacher = synthetic._make_teacher(seed=1)
+    teacher = synthetic.make_teacher(seed=1)
     assert synthetic._terms(teacher.keys, teacher.centres, missing).tolist() == [[0, 0, 0]]
 
 
@@ -257,7 +257,7 @@ def test_planted_points_are_what_the_teacher_uses(table, ids, seed):
     every[:, table] = ids
     tokens = synthetic._tokens(every)[:, table]
     points = synthetic.planted_points(seed, table, np.append(tokens, np.uint32(0)))
-    teacher = synthetic._make_teacher(seed)
-    expected = synthetic._points(teacher.keys[table], ids) - teacher.centres[table]
+    teacher = synthetic.make_teacher(seed)
+    expected = synthetic.hashed_points(teacher.keys[table], ids) - teacher.centres[table]
     assert np.array_equal(points[:-1], expected * TABLES[table].informative)
     assert not points[-1].any()
