@@ -53,13 +53,14 @@ METHODS = (
     Method("fal-log", "--emb-lr-frequency=log", grid(THREE, *COUNTS)),
     Method("fal-linear", "--emb-lr-frequency=linear", grid(THREE, *COUNTS)),
     Method("tail-increase", "--emb-lr-frequency=tail-increase", grid(TWO, "--emb-lr-power", ("0.1", "0.3", "0.5"))),
-    Method("adam-ar", "", grid(TWO, "--emb-idle-decay", ("1e-4", "1e-3", "1e-2"))),
-    Method("cow-clip", "", grid(TWO, "--emb-clip", ("1", "1e-2", "1e-3"))),
+    Method("adam-ar", "", grid(TWO, "--emb-idle-decay", ("1e-2", "1e-1", "1"))),
+    Method("adam-ar-lookup", "--emb-idle-decay-at=lookup", grid(TWO, "--emb-idle-decay", ("3e-2", "1e-1", "3e-1"))),
+    Method("cow-clip", "", grid(TWO, "--emb-clip", ("1e-2", "1e-4", "1e-5"))),
 )
 FURTHER = (  # run where --only names them
-    Method("weight-decay", "", grid(TWO, "--emb-weight-decay", ("1e-3", "1e-2", "1e-1"))),
-    Method("id-dropout", "", grid(TWO, "--emb-id-dropout", ("0.05", "0.1", "0.3"))),
-    Method("re-init-rare", "--emb-reinit=epoch", grid(TWO, "--emb-reinit-max-count", ("2", "10", "100"))),
+    Method("weight-decay", "", grid(TWO, "--emb-weight-decay", ("1e-1", "1", "10"))),
+    Method("id-dropout", "", grid(TWO, "--emb-id-dropout", ("0.1", "0.3", "0.5"))),
+    Method("re-init-rare", "--emb-reinit=epoch", grid(TWO, "--emb-reinit-max-count", ("100", "300", "1000"))),
 )
 CONVERGENCE = "convergence"  # --only's name of the cells of the table of that name
 MULTIPLIERS = ("1", "10", "50")

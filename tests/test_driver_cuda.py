@@ -40,6 +40,16 @@ def train(driver, small_tsv, flags):
     return losses(driver(f"{DATA} {flags}", "--raw-data-file", small_tsv))
 
 
+def test_several_tasks_train_alike(driver):
+    flags = (
+        "--data-generation=dataset --data-set=multitask-synthetic --synthetic-rows=6000 --arch-sparse-feature-size=8 "
+        "--tasks=click,cart,checkout --task-heads=mmoe --arch-mlp-bot=13-32-8 --arch-mlp-top=32-1 --loss-function=bce "
+        "--mini-batch-size=64 --print-freq=10 --metrics-file=run.jsonl --optimizer=adam --learning-rate=0.001"
+    )
+    cpu, graph = (losses(driver(f"{flags} {more}")) for more in ("", "--use-gpu --save-onnx=m.onnx"))
+    assert graph == pytest.approx(cpu, rel=3e-3) and len(cpu) > 5
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_gpu_trains_as_the_cpu_does_and_a_graph_as_single_kernels(driver, small_tsv, name):
     cpu, eager, graph = (
