@@ -185,11 +185,17 @@ def driver_start(driver, flags, folder):
 
 
 def test_dropout_leaves_other_draws_alone(driver, small_tsv):
-    """Paired comparisons: the data order and the initial weights are those of the run without it."""
-    plain, one, _ = train(driver, small_tsv, "--learning-rate=0", "plain")
-    dropped, other, _ = train(driver, small_tsv, "--learning-rate=0 --emb-id-dropout=0.5", "dropped")
+    """Paired comparisons: the data order and the initial weights are those of the run without it; each epoch's drops
+    are others.
+    """
+    flags, losses = "--learning-rate=0 --emb-init=normal-1 --nepochs=2 --print-freq=29", []
+    plain, one, result = train(driver, small_tsv, flags, "plain")
+    losses.append([event["loss"] for event in result.events if event["event"] == "train"])
+    dropped, other, result = train(driver, small_tsv, f"{flags} --emb-id-dropout=0.5", "dropped")
+    losses.append([event["loss"] for event in result.events if event["event"] == "train"])
     assert all(torch.equal(value, dropped[name]) for name, value in plain.items())
     assert np.array_equal(one["generators"]["numpy"]["state"]["key"], other["generators"]["numpy"]["state"]["key"])
+    assert losses[0][0] == losses[0][1] and losses[1][0] != losses[1][1] != losses[0][0]
 
 
 def snapshot(trainer):
