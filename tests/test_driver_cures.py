@@ -82,9 +82,11 @@ def test_weight_decay_is_a_share_of_the_step_of_touched_rows(driver, small_tsv):
     assert all(torch.equal(decayed[key], plain[key]) for key in plain if not key.endswith("rows.weight"))
 
 
-@pytest.mark.parametrize("more", ["", "--mlperf-grad-accum-iter=2 --mini-batch-size=32 --num-batches=2"])
+@pytest.mark.parametrize("more", ["--emb-l2=0.0005", "--mlperf-grad-accum-iter=2 --mini-batch-size=32 --num-batches=2"])
 def test_clipping_by_the_lookups_of_a_step(driver, small_tsv, more):
-    """One step of SGD; two batches of half the size are the same step. First-order weights are left alone."""
+    """One step of SGD; two batches of half the size are the same step. First-order weights are left alone, the
+    penalty is clipped with the rest.
+    """
     flags = f"{ONE_STEP} --learning-rate=1 --arch-model=deepfm {more}"
     start, state, result = train(driver, small_tsv, flags.replace("rate=1", "rate=0"), "start")
     plain, _, _ = train(driver, small_tsv, flags, "plain")
@@ -183,11 +185,17 @@ def driver_start(driver, flags, folder):
 
 
 def test_dropout_leaves_other_draws_alone(driver, small_tsv):
-    """Paired comparisons: the data order and the initial weights are those of the run without it."""
-    plain, one, _ = train(driver, small_tsv, "--learning-rate=0", "plain")
-    dropped, other, _ = train(driver, small_tsv, "--learning-rate=0 --emb-id-dropout=0.5", "dropped")
+    """Paired comparisons: the data order and the initial weights are those of the run without it; each epoch's drops
+    are others.
+    """
+    flags, losses = "--learning-rate=0 --emb-init=normal-1 --nepochs=2 --print-freq=29", []
+    plain, one, result = train(driver, small_tsv, flags, "plain")
+    losses.append([event["loss"] for event in result.events if event["event"] == "train"])
+    dropped, other, result = train(driver, small_tsv, f"{flags} --emb-id-dropout=0.5", "dropped")
+    losses.append([event["loss"] for event in result.events if event["event"] == "train"])
     assert all(torch.equal(value, dropped[name]) for name, value in plain.items())
     assert np.array_equal(one["generators"]["numpy"]["state"]["key"], other["generators"]["numpy"]["state"]["key"])
+    assert losses[0][0] == losses[0][1] and losses[1][0] != losses[1][1] != losses[0][0]
 
 
 def snapshot(trainer):

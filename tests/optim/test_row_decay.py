@@ -108,7 +108,7 @@ def test_decay_before_the_lookup_is_that_of_a_shrunk_row(rule):
     """The model reads row 3 decayed, however often it asks before the update; then the rule steps as if born so."""
     p, twin = table(), table()
     optimizer, plain = composed(rule, p, rate=False, decay=False, idle=True), RULES[rule]([twin], lr=LR)
-    lookup = torch.tensor([3, 5, 3])
+    lookup = torch.tensor([3, 5, 3, 6])
     optimizer.decay_idle_rows(p, lookup)  # nothing has idled yet
     for seed, rows in enumerate([[3, 3], [1], [1]]):
         run(p, optimizer, [gradient(rows, seed)])
@@ -118,7 +118,12 @@ def test_decay_before_the_lookup_is_that_of_a_shrunk_row(rule):
     optimizer.decay_idle_rows(p, lookup)
     optimizer.decay_idle_rows(p, lookup)
     torch.testing.assert_close(p, twin)
-    assert torch.equal(p[5], table()[5])  # never updated: nothing to lose
+    run(p, optimizer, [gradient([1], 3)])
+    run(twin, plain, [gradient([1], 3)])
+    optimizer.decay_idle_rows(p, torch.tensor([5, 6]))
+    assert torch.equal(p[5:7], table()[5:7])  # looked up, but never updated: nothing to lose
+    twin.data[3] *= 1 - ALPHA  # its second decay: a step went by since the first
+    optimizer.decay_idle_rows(p, lookup)
     run(p, optimizer, [gradient([3, 3, 5], 7)])
     torch.testing.assert_close(p, run(twin, plain, [gradient([3, 3, 5], 7)]))
 
