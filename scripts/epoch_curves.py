@@ -59,8 +59,12 @@ def events_of(path: Path) -> list[dict]:
 
 
 def of_task(event: dict, task: str) -> dict:
-    """Metrics of an evaluation; "" is the only label of a run that has one."""
-    return event["tasks"][task] if task else event
+    """Metrics of an evaluation; "" is the only label of a run that has one. ValueError where there is no AUC."""
+    metrics = event["tasks"][task] if task else event
+    if metrics["auc"] is None:
+        label = f"the label {task}" if task else "the label"
+        raise ValueError(f"{label} has one class on the {event['split']} split, and so no AUC: more rows are needed")
+    return metrics
 
 
 def tasks_of(outcome: Outcome) -> list[str]:

@@ -169,7 +169,10 @@ class Study:
 
         def quality(setting: str) -> float:
             results = [result_of(self.file_of(method, setting, seed)) for seed in self.tuning]
-            return statistics.mean(chosen(result)["val"]["auc"] for result in results)
+            values = [chosen(result)["val"]["auc"] for result in results]
+            if None in values:
+                raise ValueError(f"{method.name} has no AUC on validation: it needs rows of both classes")
+            return statistics.mean(values)
 
         return max(method.grid, key=quality)
 

@@ -50,6 +50,10 @@ def test_a_curve_is_read_at_each_epochs_end_and_chosen_on_validation():
     assert curve.at_best == 0.8 and curve.val_jumps == pytest.approx((-12.5, 100 * 0.03 / 0.35))
     of_task = curve_of(run_of((0.7, 0.8), (0.6, 0.65), {"cart": (0.55, 0.5)}), "cart")
     assert of_task.test == (0.55, 0.5) and of_task.best == 1  # one model for all labels: their mean chooses
+    undefined = run_of((0.7,), (0.6,), {"cart": (0.5,)})
+    undefined[-2]["tasks"]["cart"]["auc"] = None
+    with pytest.raises(ValueError, match="label cart has one class on the test split"):
+        curve_of(undefined, "cart")
     with pytest.raises(ValueError, match="not evaluated on validation and test"):
         curve_of([event for event in run_of(*FALLING) if event.get("split") != "val"])
 
