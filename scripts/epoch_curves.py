@@ -106,6 +106,16 @@ def rows_of(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> lis
     return rows
 
 
+def settings_of(outcomes: Sequence[Outcome], task: str) -> list[Row]:
+    """One row for every setting that was tried of every method with several, with the seeds that tune."""
+    return [
+        Row(outcome.method.name, setting, tuple(curve_of(events_of(path), task) for path in files.values()))
+        for outcome in outcomes
+        for setting, files in outcome.tried.items()
+        if len(outcome.tried) > 1
+    ]
+
+
 def after_epochs(curves: Sequence[Curve], of_run: Callable[[Curve], Sequence[float]]) -> list[list[float]]:
     """For each epoch (or boundary) that all runs reached, one value a run."""
     return [list(values) for values in zip(*map(of_run, curves), strict=False)]
