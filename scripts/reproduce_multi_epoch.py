@@ -45,7 +45,7 @@ def grid(rates: Sequence[int], own: str = "", values: Sequence[str] = ("",)) -> 
 
 SIX, TWO, THREE = (1, 2, 5, 10, 20, 50), (1, 10), (1, 10, 50)
 COUNTS = ("--emb-lr-counts", ("online", "data"))
-IDLE = ("--emb-idle-decay", ("1e-4", "1e-3", "1e-2"))
+IDLE = ("--emb-idle-decay", ("1e-3", "1e-2", "1e-1"))  # the paper goes up to 0.1
 METHODS = (
     Method("plain", "", grid(SIX)),
     Method("hash-4", "--hash-method=modulo --hash-compression=4", grid(SIX)),
