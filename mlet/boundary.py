@@ -90,8 +90,8 @@ class EpochBoundary:
 
 
 def _put(buffer: Tensor, place: int, loss: Tensor, samples: int) -> None:
-    buffer[0, place] = loss.detach()
-    buffer[1, place] = samples
+    buffer[0, place].copy_(loss.detach())
+    buffer[1, place].fill_(samples)  # `buffer[1, place] = samples` would wait for CUDA
 
 
 def _mean(buffer: Tensor) -> Tensor:

@@ -59,8 +59,12 @@ def events_of(path: Path) -> list[dict]:
 
 
 def of_task(event: dict, task: str) -> dict:
-    """Metrics of an evaluation; "" is the only label of a run that has one."""
-    return event["tasks"][task] if task else event
+    """Metrics of an evaluation; "" is the only label of a run that has one. ValueError where there is no AUC."""
+    metrics = event["tasks"][task] if task else event
+    if metrics["auc"] is None:
+        label = f"the label {task}" if task else "the label"
+        raise ValueError(f"{label} has one class on the {event['split']} split, and so no AUC: more rows are needed")
+    return metrics
 
 
 def tasks_of(outcome: Outcome) -> list[str]:
@@ -100,6 +104,16 @@ def rows_of(names: Sequence[str], outcomes: Sequence[Outcome], task: str) -> lis
         curves = [curve_of(events_of(path), task) for path in outcome.files.values()]
         rows.append(Row(name, outcome.setting, tuple(curves), tuple(outcome.files)))
     return rows
+
+
+def settings_of(outcomes: Sequence[Outcome], task: str) -> list[Row]:
+    """One row for every setting that was tried of every method with several, with the seeds that tune."""
+    return [
+        Row(outcome.method.name, setting, tuple(curve_of(events_of(path), task) for path in files.values()))
+        for outcome in outcomes
+        for setting, files in outcome.tried.items()
+        if len(outcome.tried) > 1
+    ]
 
 
 def after_epochs(curves: Sequence[Curve], of_run: Callable[[Curve], Sequence[float]]) -> list[list[float]]:

@@ -51,6 +51,18 @@ def quality_table(rows: Sequence[Row], published: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def settings_table(rows: Sequence[Row]) -> str:
+    """What each setting does: a setting that is best after one epoch need not be the one that bears five."""
+    lines = header(
+        ["method", "setting", "validation AUC, best epoch", "last epoch", "test AUC, best epoch", "last epoch"]
+    )
+    for row in rows:
+        of_val = [[curve.val[curve.best] for curve in row.curves], [curve.val[-1] for curve in row.curves]]
+        of_test = [[curve.at_best for curve in row.curves], [curve.test[-1] for curve in row.curves]]
+        lines.append(line([row.name, f"`{row.setting}`", *map(spread, [*of_val, *of_test])]))
+    return "\n".join(lines)
+
+
 def against(row: Row, plain: Sequence[Curve]) -> tuple[str, str]:
     """Paired differences of the best and of the last epochs."""
     if not plain:

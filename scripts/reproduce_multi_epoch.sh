@@ -2,7 +2,7 @@
 # Over-fitting of tables over five epochs and its cures (arXiv 2505.05605 and rivals), each tuned alike, over seeds. The first
 # line of the output says whether plain collapses on the data at all: where it does not, a cure proves nothing.
 #
-#   bash scripts/reproduce_multi_epoch.sh criteo train.txt                  # Criteo Kaggle's format; 80,000 rows: 165 runs, an hour of one core
+#   bash scripts/reproduce_multi_epoch.sh criteo train.txt                  # Criteo Kaggle's format; 80,000 rows: 180 runs, 70 minutes of one core
 #   bash scripts/reproduce_multi_epoch.sh criteo train.txt --seeds "1 2" --only plain re-init fal-log convergence --jobs 2
 #   bash scripts/reproduce_multi_epoch.sh synthetic                         # 1,000,000 rows, built in: some 10 hours of one core; --only fewer
 #   bash scripts/reproduce_multi_epoch.sh globo ../data/globo               # labels click and long_dwell, split by time: plain, re-init, fal-log

@@ -47,12 +47,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's best setting and, seed by seed, the results of its runs and the metrics files that hold them."""
+    """A method's best setting and, seed by seed, the results of its runs and the metrics files that hold them.
+
+    `tried` has the files of every setting with the seeds that tune.
+    """
 
     method: Method
     setting: str
     results: dict[int, dict]
     files: dict[int, Path] = field(default_factory=dict)
+    tried: dict[str, dict[int, Path]] = field(default_factory=dict)
 
     def values(self, metric: str, split: str = "test") -> list[float]:
         """One value a seed, at the evaluation that validation chose."""
@@ -169,7 +173,10 @@ class Study:
 
         def quality(setting: str) -> float:
             results = [result_of(self.file_of(method, setting, seed)) for seed in self.tuning]
-            return statistics.mean(chosen(result)["val"]["auc"] for result in results)
+            values = [chosen(result)["val"]["auc"] for result in results]
+            if None in values:
+                raise ValueError(f"{method.name} has no AUC on validation: it needs rows of both classes")
+            return statistics.mean(values)
 
         return max(method.grid, key=quality)
 
@@ -177,7 +184,9 @@ class Study:
         """The method at its best setting."""
         setting = self.setting_of(method)
         files = {seed: self.file_of(method, setting, seed) for seed in self.seeds}
-        return Outcome(method, setting, {seed: result_of(path) for seed, path in files.items()}, files)
+        results = {seed: result_of(path) for seed, path in files.items()}
+        tried = {each: {seed: self.file_of(method, each, seed) for seed in self.tuning} for each in method.grid}
+        return Outcome(method, setting, results, files, tried)
 
     def is_complete(self, method: Method) -> bool:
         """Whether an earlier call has run all that the method's outcome needs."""

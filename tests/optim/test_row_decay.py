@@ -57,7 +57,7 @@ class Twin:
 def composed(rule, p, rate, decay, idle):
     optimizer = RULES[rule]([p], lr=LR)
     if rate:
-        optimizer.set_row_rate(p, RowRate("sqrt", [0], N, counts=COUNTS.to(p.device), online=False))
+        optimizer.set_row_rate(p, RowRate("sqrt", [0], N, counts=COUNTS, online=False, device=p.device))
     if decay or idle:
         optimizer.set_row_decay(p, RowDecay(X * decay, ALPHA * idle))
     return optimizer

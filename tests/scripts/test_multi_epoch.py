@@ -50,6 +50,10 @@ def test_a_curve_is_read_at_each_epochs_end_and_chosen_on_validation():
     assert curve.at_best == 0.8 and curve.val_jumps == pytest.approx((-12.5, 100 * 0.03 / 0.35))
     of_task = curve_of(run_of((0.7, 0.8), (0.6, 0.65), {"cart": (0.55, 0.5)}), "cart")
     assert of_task.test == (0.55, 0.5) and of_task.best == 1  # one model for all labels: their mean chooses
+    undefined = run_of((0.7,), (0.6,), {"cart": (0.5,)})
+    undefined[-2]["tasks"]["cart"]["auc"] = None
+    with pytest.raises(ValueError, match="label cart has one class on the test split"):
+        curve_of(undefined, "cart")
     with pytest.raises(ValueError, match="not evaluated on validation and test"):
         curve_of([event for event in run_of(*FALLING) if event.get("split") != "val"])
 
@@ -91,6 +95,13 @@ def test_the_table_of_quality_compares_best_with_best_and_last_with_last():
     assert "| other | not run | - |" in lines[4] and {line.count("|") for line in lines} == {lines[0].count("|")}
     alone = epoch_tables.quality_table([Row("plain"), rows[1]], {}).splitlines()
     assert "(epoch 2) | - | - | - | - |" in alone[3]
+
+
+def test_every_setting_is_shown_at_its_best_and_last_epoch():
+    lines = epoch_tables.settings_table([row("plain", FALLING, ((0.7, 0.8, 0.9), (0.6, 0.65, 0.62)))]).splitlines()
+    assert lines[2] == (
+        "| plain | `--x=1` | 0.7050 ±0.0778 | 0.6500 ±0.0424 | 0.7900 ±0.0141 | 0.8000 ±0.1414 |"
+    )  # 0.76 and 0.65; 0.68 and 0.62; 0.78 and 0.80; 0.70 and 0.90
 
 
 def test_jumps_of_both_losses():
@@ -239,6 +250,7 @@ def test_the_command_runs(small_tsv, tmp_path, shell_environment):
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     text = (tmp_path / "out" / "table.md").read_text()
     assert text.startswith("Does plain collapse here? ") and text in second.stdout + "\n"
+    assert text.count("\n| plain | `--emb-learning-rate-multiplier=") == 1 + 6
     assert "| re-init | not run |" in text and "| min-count | `--emb-learning-rate-multiplier=" in text
     assert first.stdout.count("\n| 1 | not run") == 1 and second.stdout.count("\n| 50 | 0.") == 1
     with open(tmp_path / "out" / "cells.csv") as file:
