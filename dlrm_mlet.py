@@ -52,11 +52,14 @@ from hashing.cce import recluster
 from hashing.report import collision_report
 from mlet import checkpoint, export, memory, quantize
 from mlet.analysis import spectra
-from mlet.by_frequency import counts_of_rows, frequency_report
+from mlet.boundary import EpochBoundary
+from mlet.by_frequency import counts_of_rows, frequency_report, quality_by_count, rarest_counts
 from mlet.controls import MaskedCrossTerm
+from mlet.cuda_graph import CapturedBackward
 from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
+from mlet.id_dropout import drop_ids
 from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
 from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, reference_metrics
@@ -68,7 +71,10 @@ from mlet.tables import EmbeddingTables, row_groups
 from mlet.tasks import Tasks, masked_loss
 from mlet.training_state import pack_optimizer, restore_rng, rng_state, unpack_optimizer
 from optim import build_optimizer, optimizer_names
+from optim.combined import Combined
 from optim.penalty import add_row_penalty
+from optim.row_clip import clip_row_gradients
+from optim.row_decay import RowDecay
 from optim.row_rate import KINDS, RowRate
 from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
 from sources import Batch, SourceOptions, open_source, source_names
@@ -271,6 +277,10 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--nepochs", type=at_least(0), default=1, help="passes over the training rows")
     add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
+    add("--emb-optimizer", choices=("same", *optimizer_names()), default="same",
+        help="update rule of the tables' rows (W1 with MLET, first-order weights too); same: --optimizer")  # fmt: skip
+    add("--adam-row-steps", **boolean(),
+        help="adam on rows: correct a row's moments by the number of its own updates, not of all steps")  # fmt: skip
     add("--emb-learning-rate-multiplier", type=number(0), default=1.0, metavar="X",
         help="rate of the tables' rows (W1 with MLET; first-order weights too) = X times --learning-rate")  # fmt: skip
     add("--emb-lr-frequency", choices=("none", *KINDS), default="none",
@@ -282,10 +292,30 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--emb-reinit", choices=("none", "epoch", "epoch-w2"), default="none",
         help="draw tables (-w2: W2, too) and their state anew for each further epoch (arXiv 2407.01607)")  # fmt: skip
     add("--emb-reinit-min-rows", type=at_least(0), default=0, metavar="N", help="only tables of at least N ids")
+    add("--emb-reinit-max-count", type=at_least(0), default=0, metavar="N",
+        help="only rows whose ids occur at most N times in the training rows, together where they share it; 0: all"
+    )  # fmt: skip
     add("--emb-init", default="uniform",
         help="initial rows: uniform (up to 1/sqrt(n)), uniform-<scale> (times that) or normal-<std>")  # fmt: skip
     add("--emb-l2", type=number(0), default=0.0, metavar="X",
         help="L2 penalty X/2 |row|^2 on the rows (W1's with MLET) that a batch reads, once a step")  # fmt: skip
+    add("--emb-weight-decay", type=number(0), default=0.0, metavar="X",
+        help="decoupled decay: rows that a batch reads lose the share X times their rate, once a step (AdamW)"
+    )  # fmt: skip
+    add("--emb-idle-decay", type=number(0), default=0.0, metavar="ALPHA",
+        help="a row that was not read for I steps loses the share min(1, ALPHA I) when it is (AdamAR, arXiv 2511.06374)"
+    )  # fmt: skip
+    add("--emb-idle-decay-at", choices=("update", "lookup"), default="update",
+        help="take --emb-idle-decay with a row's update, as the paper writes it, or before the model reads the row"
+    )  # fmt: skip
+    add("--emb-clip", type=number(0), default=0.0, metavar="R",
+        help="clip each row's gradient to its lookups times its norm times R (CowClip, arXiv 2204.06240); 0: off"
+    )  # fmt: skip
+    add("--emb-clip-floor", type=number(0), default=1e-5, metavar="ZETA",
+        help="--emb-clip takes a row's norm for at least R sqrt(D) ZETA")  # fmt: skip
+    add("--emb-id-dropout", type=number(0, 1), default=0.0, metavar="P",
+        help="in training replace each id with its table's unknown id with probability P, which trains that row"
+    )  # fmt: skip
     add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
         help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
     add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
@@ -296,6 +326,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
     add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
     add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
+    add("--cuda-graph", choices=("auto", "off"), default="auto",
+        help="with --use-gpu: launch forward and backward of whole one-hot batches as one CUDA graph")  # fmt: skip
     add("--precision", choices=("fp32", "bf16"), default="fp32",
         help="of the dense layers' arithmetic in training; weights and evaluation stay fp32")  # fmt: skip
     add("--emb-precision", choices=("fp32", "bf16"), default="fp32",
@@ -320,7 +352,9 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--print-precision", type=at_least(0), default=5, help="digits of printed tensors")
     add("--debug-mode", **boolean(), help="print model, data and weights; show tracebacks of errors")
     add("--enable-profiling", **boolean(), help="write torch.profiler tables and a trace of the first 1000 batches")
-    add("--frequency-report", **boolean(), help="test quality by how often the ids of a row were seen in training")
+    add("--frequency-report", **boolean() | {"type": report_moment, "const": "end", "metavar": "True|False|epoch"},
+        help="test quality by how often the ids of a row were seen in training; epoch: validation at each epoch's end, "
+        "by the row's rarest id, too")  # fmt: skip
     add("--tensor-board-filename", default=None, metavar="DIR", help="write TensorBoard events there")
     add("--mlperf-logging", **boolean(),
         help="also print recall, precision, F1 and average precision (of the first task) at each test")  # fmt: skip
@@ -369,6 +403,16 @@ def parse_boolean(text: str) -> bool:
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return values[text.lower()]
+
+
+def report_moment(text: str) -> str:
+    """--frequency-report: "end", "epoch" (each epoch's end and the end), or nothing."""
+    if text.lower() in ("end", "epoch"):
+        return text.lower()
+    try:
+        return "end" if parse_boolean(text) else ""
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of True, False, end and epoch") from None
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -499,6 +543,7 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(
                 "--emb-lr-frequency and --emb-reinit work without --emb-precision=bf16 and --mlet-cross-term=masked"
             )
+    check_row_flags(flags)
     if flags.emb_lr_counts == "data" and flags.data_generation == "random":
         raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
     learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
@@ -510,6 +555,34 @@ def check_architecture(flags: argparse.Namespace) -> None:
         raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
     if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
         raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_row_flags(flags: argparse.Namespace) -> None:
+    """Combinations around what is done to the tables' rows in training that cannot work."""
+    names = ("emb_weight_decay", "emb_idle_decay", "emb_clip", "emb_id_dropout", "emb_reinit_max_count")
+    given = ["--" + name.replace("_", "-") for name in names if getattr(flags, name)]
+    masked = flags.mlet_cross_term == "masked"
+    if given and flags.inference_only:
+        raise ValueError(f"{given[0]} is of training, --inference-only does none: leave it out")
+    if (flags.emb_weight_decay or flags.emb_idle_decay) and flags.emb_precision != "fp32":
+        raise ValueError(f"{given[0]} works without --emb-precision=bf16: rows would be rounded twice")
+    if masked and (flags.emb_weight_decay or flags.emb_idle_decay or flags.emb_clip):
+        raise ValueError(
+            f"{given[0]} changes W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
+        )
+    if flags.emb_idle_decay_at != "update" and not flags.emb_idle_decay:
+        raise ValueError("--emb-idle-decay-at needs --emb-idle-decay")
+    if flags.emb_clip_floor != 1e-5 and not flags.emb_clip:
+        raise ValueError("--emb-clip-floor needs --emb-clip")
+    if flags.emb_id_dropout and flags.data_generation == "random":
+        raise ValueError("--emb-id-dropout needs --data-generation=dataset: random data has no unknown ids")
+    if flags.adam_row_steps and rule_of_rows(flags) != "adam":
+        raise ValueError("--adam-row-steps needs --optimizer=adam, or --emb-optimizer=adam")
+    if flags.emb_reinit_max_count:
+        if flags.emb_reinit != "epoch":
+            raise ValueError("--emb-reinit-max-count needs --emb-reinit=epoch: other rows are kept, and with them W2")
+        if flags.data_generation == "random":
+            raise ValueError("--emb-reinit-max-count needs --data-generation=dataset: it counts ids in a store")
 
 
 def check_tasks(flags: argparse.Namespace) -> None:
@@ -951,7 +1024,7 @@ def learn_vectors(
     changed = {
         **{"arch_sparse_feature_size": width, "arch_mlp_bot": [*flags.arch_mlp_bot[:-1], width], "nepochs": 1},
         **{"mlet_inner_dim": 0, "md_flag": False, "hash_method": "none", "emb_precision": "fp32", "compile": False},
-        **{"emb_lr_frequency": "none"},
+        **{"emb_lr_frequency": "none", "emb_idle_decay": 0.0, "emb_clip": 0.0, "emb_id_dropout": 0.0},
         **{"save_model": "", "resume": "", "metrics_file": None, "tensor_board_filename": None, "spectra": False},
         **{"early_stop_patience": 0, "mlperf_acc_threshold": 0.0, "mlperf_auc_threshold": 0.0, "test_freq": -1},
         **{"enable_profiling": False, "inference_only": False, "num_batches": 0},
@@ -1097,16 +1170,40 @@ def row_map_of(id_map: hashing.IdMap) -> RowMap:
     return RowMap(id_map.part_rows, formulas, id_map.combine)
 
 
+def rule_of_rows(flags: argparse.Namespace) -> str:
+    """The update rule of the tables' rows."""
+    return flags.optimizer if flags.emb_optimizer == "same" else flags.emb_optimizer
+
+
+def make_optimizer(flags: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
+    """One rule for all parameters, or one for the tables' rows and one for the others."""
+
+    def build(rule: str, groups: list[dict]) -> torch.optim.Optimizer:
+        options = {"row_steps": True} if rule == "adam" and flags.adam_row_steps else {}
+        return build_optimizer(rule, groups, flags.learning_rate, rounding_seed=flags.numpy_rand_seed, **options)
+
+    groups, rows = parameter_groups(flags, model), set(row_parameters(model))
+    if rule_of_rows(flags) == flags.optimizer:
+        return build(flags.optimizer, groups)
+    of_rows = [group for group in groups if group["params"][0] in rows]
+    others = [group for group in groups if group["params"][0] not in rows]
+    return Combined([build(flags.optimizer, others), build(rule_of_rows(flags), of_rows)])
+
+
+def row_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The tables' rows and pooling weights."""
+    return [p for group in row_groups(model) for p in (group.weight, group.pooling_weight) if p is not None]
+
+
 def parameter_groups(flags: argparse.Namespace, model: nn.Module) -> list[dict]:
-    """Everything else, the tables' rows and W2, each with its rate; one group where all rates are the same."""
+    """Everything else, the tables' rows and W2, each with its rate; one group where rates and rules are the same."""
     rate, of_rows, of_w2 = flags.learning_rate, flags.emb_learning_rate_multiplier, flags.mlet_w2_rate_multiplier
-    groups = row_groups(model)
-    rows = [p for group in groups for p in (group.weight, group.pooling_weight) if p is not None]
+    groups, rows = row_groups(model), row_parameters(model)
     w2 = [group.inner_projection for group in groups if group.inner_projection is not None]
     if of_w2 == 0:
         for parameter in w2:
             parameter.requires_grad_(False)
-    if of_rows == of_w2 == 1:
+    if of_rows == of_w2 == 1 and rule_of_rows(flags) == flags.optimizer:
         return [{"params": list(model.parameters())}]
     apart = {*rows, *w2}
     rest = [p for p in model.parameters() if p not in apart]
@@ -1140,28 +1237,61 @@ def make_row_rates(
     return rates
 
 
-def reinitialize(flags: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+def set_row_decays(flags: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Let rows decay as --emb-weight-decay and --emb-idle-decay ask; the optimizer keeps what that needs."""
+    if flags.emb_weight_decay or flags.emb_idle_decay:
+        for group in row_groups(model):
+            optimizer.set_row_decay(group.weight, RowDecay(flags.emb_weight_decay, flags.emb_idle_decay))
+
+
+def reinitialize(
+    flags: argparse.Namespace,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    counts: Sequence[np.ndarray] | None,
+) -> None:
     """Draw tables anew, as before the first epoch but with other numbers, and forget their optimizer state (MEDA).
 
-    Everything behind the tables stays, and W2 unless asked for. First-order weights start at zero again.
+    Everything behind the tables stays, and W2 unless asked for. First-order weights start at zero again. With `counts`,
+    those of each table's ids in the training rows, rows that they read more than --emb-reinit-max-count times stay.
     """
     seed = (flags.numpy_rand_seed + 0x9E3779B9 * epoch) % (1 << 32)
-    small = [t for t, spec in enumerate(model.tables.specs) if spec.rows < flags.emb_reinit_min_rows]
-    parts = [(part, part.counted_rows + tables.special_rows) for tables in model.table_sets for part in tables.parts()]
-    kept = {part: part.group.part(part.index, rows).clone() for part, rows in parts if part.table in small}
-    w2 = {group: m.detach().clone() for group in row_groups(model) if (m := group.inner_projection) is not None}
+    drawn = rows_to_draw(flags, model, counts)
+    kept = {group: group.weight.data[~chosen] for group, chosen in drawn.items()}
+    matrices = {p: p.detach().clone() for group in drawn for p in projections_of(group)}
     model.initialize_tables(np.random.RandomState(seed), seed, flags.mlet_init, flags.emb_init)
-    for part, rows in parts:
-        group, first = part.group, int(part.group.first_row[part.index])
-        if part in kept:
-            group.part(part.index, rows).copy_(kept[part])
-        else:
-            forget(optimizer, group.weight, slice(first, first + rows))
-        if group in w2 and (flags.emb_reinit == "epoch" or part in kept):
-            group.inner_projection.data[part.index] = w2[group][part.index]
+    for group, chosen in drawn.items():
+        group.weight.data[~chosen] = kept[group]
+        forget(optimizer, group.weight, chosen)
+        new = chosen[group.first_row] & (flags.emb_reinit == "epoch-w2")
+        for p in projections_of(group):
+            p.data[~new] = matrices[p][~new]
+            forget(optimizer, p, new)
 
 
-def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice) -> None:
+def projections_of(group: nn.Module) -> list[nn.Parameter]:
+    """W2 and the mixed-dimension projection of a group of tables, [P, ...] each, where it has them."""
+    return [p for p in (group.inner_projection, group.projection) if p is not None]
+
+
+def rows_to_draw(
+    flags: argparse.Namespace, model: nn.Module, counts: Sequence[np.ndarray] | None
+) -> dict[nn.Module, torch.Tensor]:
+    """Which rows of each group --emb-reinit draws anew: bool [R]."""
+    drawn = {group: torch.zeros_like(group.weight[:, 0], dtype=torch.bool) for group in row_groups(model)}
+    for tables in model.table_sets:
+        for part in tables.parts():
+            if model.tables.specs[part.table].rows >= flags.emb_reinit_min_rows:
+                first = int(part.group.first_row[part.index])
+                drawn[part.group][first : first + part.counted_rows + tables.special_rows] = True
+        if counts is not None:
+            for group, total in tables.row_counts([torch.from_numpy(each) for each in counts]).items():
+                drawn[group] &= total <= flags.emb_reinit_max_count
+    return drawn
+
+
+def forget(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, rows: slice | torch.Tensor) -> None:
     """Zero what the optimizer knows of some rows of a parameter."""
     for value in optimizer.state.get(parameter, {}).values():
         if torch.is_tensor(value) and len(value) == len(parameter):
@@ -1200,7 +1330,7 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
     with torch.device("meta"):
         model = empty_model(flags, data)
     on_cpu = device.type == "cpu"
-    counters = 0 if flags.emb_lr_frequency == "none" else 4 * sum(len(group.weight) for group in row_groups(model))
+    counters = (flags.emb_lr_frequency != "none") + (flags.emb_idle_decay > 0)  # float32 and int32, one a row each
     return memory.bill_of(
         model,
         dense_width=data.dense,
@@ -1209,10 +1339,19 @@ def bill_of_run(flags: argparse.Namespace, data: Data, device: torch.device, **c
         eval_batch_size=test_batch_size(flags),
         accumulate=flags.mlperf_grad_accum_iter,
         optimizer=memory.StateSize(row_copies=0) if flags.inference_only else flags.optimizer,
+        table_optimizer=state_of_rows(flags),
         unknown_is_mean=data.store is not None,
-        other=counters,
+        other=4 * counters * sum(len(group.weight) for group in row_groups(model)),
         runtime=runtime_bytes() if on_cpu else memory.CUDA_RUNTIME_BYTES,
     )
+
+
+def state_of_rows(flags: argparse.Namespace) -> memory.StateSize | str:
+    """What the update rule of the tables' rows keeps."""
+    if flags.inference_only:
+        return memory.StateSize(row_copies=0)
+    rule = rule_of_rows(flags)
+    return replace(memory.STATE_SIZES["adam"], per_row=1) if rule == "adam" and flags.adam_row_steps else rule
 
 
 def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.device) -> dict[str, memory.Bill | None]:
@@ -1226,7 +1365,8 @@ def bills_after_changes(flags: argparse.Namespace, data: Data, device: torch.dev
         changes[half] = {"arch_sparse_feature_size": width // 2}
     if flags.weighted_pooling != "learned":
         changes["--emb-precision=bf16"] = {"emb_precision": "bf16"}
-    changes |= {f"--optimizer={rule}": {"optimizer": rule} for rule in ("rwsadagrad", "sgd")}
+    flag = "--optimizer" if flags.emb_optimizer == "same" else "--emb-optimizer"
+    changes |= {f"{flag}={rule}": {flag[2:].replace("-", "_"): rule} for rule in ("rwsadagrad", "sgd")}
     if flags.mini_batch_size > 1:
         changes[f"--mini-batch-size={flags.mini_batch_size // 2}"] = {"mini_batch_size": flags.mini_batch_size // 2}
     if data.store is not None and largest > 1 and not data.maps:
@@ -1259,11 +1399,11 @@ def make_forward_loss(flags: argparse.Namespace, model: nn.Module, loss: Callabl
     """The mean loss of a batch; with --compile everything behind the tables is one compiled function."""
 
     def behind_tables(labels: torch.Tensor, dense: torch.Tensor, *looked_up: torch.Tensor) -> torch.Tensor:
-        return loss(model.vectors_to_probability(dense, *looked_up).float(), labels)
+        probability = model.vectors_to_probability(dense, *looked_up).float()
+        with torch.autocast(labels.device.type, enabled=False):  # CUDA's refuses a loss of probabilities
+            return loss(probability, labels)
 
-    # a CUDA graph saves the launches of many small kernels, which on the CPU cost next to nothing
-    mode = "reduce-overhead" if flags.use_gpu and torch.cuda.is_available() else "default"
-    compiled = torch.compile(behind_tables, dynamic=False, mode=mode) if flags.compile else behind_tables
+    compiled = torch.compile(behind_tables, dynamic=False) if flags.compile else behind_tables
 
     def forward_loss(batch: Batch) -> torch.Tensor:
         # another shape, as the last batch may have, would be compiled anew, which takes longer than the batch
@@ -1313,18 +1453,23 @@ class Trainer:
     ) -> None:
         self.flags, self.data, self.model, self.device, self.rng = flags, data, model, device, rng
         self.forward_loss = make_forward_loss(flags, model, make_loss(flags, device))
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16")
-        seed = flags.numpy_rand_seed
-        groups = parameter_groups(flags, model)
-        self.optimizer = build_optimizer(flags.optimizer, groups, flags.learning_rate, rounding_seed=seed)
+        # a cache of cast weights would outlive a step that is captured in a CUDA graph
+        is_bf16 = flags.precision == "bf16"
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=is_bf16, cache_enabled=device.type == "cpu")
+        self.optimizer = make_optimizer(flags, model)
         self.row_parameters = [group.weight for group in row_groups(model)]
         self.row_rates = make_row_rates(flags, data, model, self.optimizer)
+        set_row_decays(flags, model, self.optimizer)
+        # first-order weights are not clipped, as in CowClip's code
+        self.clipped = set(row_groups(model.tables)) if flags.emb_clip else set()
+        self.unknown_by_dropout = flags.emb_id_dropout > 0  # also once a model that was trained so is loaded
         self.schedule = warmup_decay(self.optimizer, *schedule_options(flags))
         self.progress = Progress()
         batches = math.ceil(data.train_samples / flags.mini_batch_size)
         # progress lines count to --num-batches even where the data ends before, as the reference's do
         self.batches_shown = flags.num_batches if flags.num_batches > 0 else batches
         self.batches_per_epoch = min(self.batches_shown, batches)
+        self.boundary = EpochBoundary(self.batches_per_epoch, device)
         self.metrics_file = MetricsFile(flags.metrics_file, append=bool(flags.resume))
         self.board = open_board(flags.tensor_board_filename)
         self.save_to = flags.save_model or without_checkpoint_name(flags.resume)
@@ -1335,6 +1480,7 @@ class Trainer:
         self._batches_to_count: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._bad_iteration = torch.tensor(-1, device=device)
+        self._captured = CapturedBackward(self._loss_and_backward, model.parameters()) if self._can_capture() else None
 
     def fit(self) -> None:
         """Train to the last epoch, or until a threshold is reached."""
@@ -1368,6 +1514,7 @@ class Trainer:
                 at_end = progress.iteration == self.batches_per_epoch
                 if tested or printed or at_end:
                     progress.seconds += time.perf_counter() - began
+                    self._report_boundary()
                     if tested or printed:
                         self._print_progress(bar)
                     if tested or (at_end and self.data.store is not None and self.data.splits):
@@ -1392,7 +1539,17 @@ class Trainer:
             seed = flags.numpy_rand_seed
             recluster_tables(self.model, self.data.maps, self.train_counts, self.optimizer, seed, epoch)
         if flags.emb_reinit != "none":
-            reinitialize(flags, self.model, self.optimizer, epoch)
+            reinitialize(flags, self.model, self.optimizer, epoch, self._counts_to_keep())
+
+    def _counts_to_keep(self) -> list[np.ndarray] | None:
+        """Counts of each table's ids that --emb-reinit-max-count looks at; of the unknown id, how often it is read."""
+        flags = self.flags
+        if not flags.emb_reinit_max_count:
+            return None
+        counts = [each.copy() for each in self.train_counts]
+        for each in counts:
+            each[-1] += round(flags.emb_id_dropout * each[:-1].sum())
+        return counts
 
     def _print_is_due(self) -> bool:
         done = self.progress.iteration
@@ -1405,20 +1562,24 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         """One batch: forward, backward and, if the accumulation is complete, one update."""
         flags, progress = self.flags, self.progress
-        batch = to_device(batch, self.device)
-        with self.autocast:
-            loss = self.forward_loss(batch)
-        self._note_non_finite(loss.detach())
-        samples = len(batch.labels)
-        share = samples / self._samples_of_group(progress.iteration)
-        (loss if share == 1 else loss * share).backward()
-        if self.row_rates and flags.emb_lr_counts == "online":
+        if flags.emb_id_dropout:
+            batch = self._with_dropped_ids(batch)
+        batch, samples = to_device(batch, self.device), len(batch.labels)
+        if flags.emb_idle_decay and flags.emb_idle_decay_at == "lookup":
+            for group, rows in self._rows_read(batch.ids, batch.offsets):
+                self.optimizer.decay_idle_rows(group.weight, rows)
+        if self._captured and samples == flags.mini_batch_size:
+            loss = self._captured(batch.dense, batch.ids, batch.labels)
+        else:
+            share = samples / self._samples_of_group(progress.iteration)
+            loss = self._loss_and_backward(batch.dense, batch.ids, batch.labels, batch.offsets, share)
+        self._note_non_finite(loss)
+        if flags.emb_clip or (self.row_rates and flags.emb_lr_counts == "online"):
             self._batches_to_count.append((batch.ids, batch.offsets))
         group_is_full = (progress.iteration + 1) % flags.mlperf_grad_accum_iter == 0
         if group_is_full or progress.iteration + 1 == self.batches_per_epoch:
-            self._mask_bad_gradients()
             add_row_penalty(self.row_parameters, flags.emb_l2)
-            self._count_lookups()
+            self._use_lookups()
             if self.model.masked is not None:
                 self.model.masked.before_step()
             self.optimizer.step()
@@ -1427,22 +1588,58 @@ class Trainer:
             if any(schedule_options(flags)):
                 self.schedule.step()
             self.optimizer.zero_grad()
-        self._loss_sum += loss.detach() * samples
+        self._loss_sum += loss * samples
+        self.boundary.add(progress.iteration, loss, samples)
         progress.samples += samples
         progress.batches += 1
 
-    def _count_lookups(self) -> None:
-        """Let the rates by frequency see the lookups of this step, of all its batches and hashes at once.
+    def _loss_and_backward(
+        self,
+        dense: torch.Tensor,
+        ids: torch.Tensor,
+        labels: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        share: float = 1.0,
+    ) -> torch.Tensor:
+        """The mean loss of a batch, whose gradients, times `share`, are added to the parameters'."""
+        with self.autocast:
+            loss = self.forward_loss(Batch(dense, ids, offsets, labels))
+        (loss if share == 1 else loss * share).backward()
+        self._mask_bad_gradients(loss.detach())
+        return loss.detach()
+
+    def _can_capture(self) -> bool:
+        """Whether every whole batch does the same on the device: no bags, no accumulation, no control of gradients."""
+        flags = self.flags
+        plain = flags.mlperf_grad_accum_iter == 1 and self.model.masked is None and not any(self.data.multi_hot)
+        return plain and self.device.type == "cuda" and flags.cuda_graph == "auto"
+
+    def _with_dropped_ids(self, batch: Batch) -> Batch:
+        """The batch as --emb-id-dropout shows it to the model, drawn anew in each epoch."""
+        where = (self.flags.numpy_rand_seed, self.progress.epoch, self.progress.iteration)
+        unknown = list(self.data.tables.values())  # id n of n
+        return batch._replace(ids=drop_ids(batch.ids, batch.offsets, unknown, self.flags.emb_id_dropout, where))
+
+    def _rows_read(self, ids: torch.Tensor, offsets: torch.Tensor | None) -> Iterator[tuple[nn.Module, torch.Tensor]]:
+        """The rows [L] that a batch reads in each group of all tables, as often as it reads them."""
+        for tables in self.model.table_sets:
+            yield from tables.rows_read(ids, offsets)
+
+    def _use_lookups(self) -> None:
+        """Let --emb-clip and rates by frequency see the lookups of this step, of all its batches and hashes at once.
 
         Not batch by batch: a checkpoint within the step would hold lookups that a resumed run counts again.
         """
         read: dict[nn.Module, list[torch.Tensor]] = {}
         for ids, offsets in self._batches_to_count:
-            for tables in self.model.table_sets:
-                for group, rows in tables.rows_read(ids, offsets):
-                    read.setdefault(group, []).append(rows)
-        for group, rows in read.items():
-            self.row_rates[group].count(torch.cat(rows))
+            for group, rows in self._rows_read(ids, offsets):
+                read.setdefault(group, []).append(rows)
+        for group, parts in read.items():
+            rows = torch.cat(parts)
+            if group in self.clipped:
+                clip_row_gradients(group.weight, rows, self.flags.emb_clip, self.flags.emb_clip_floor)
+            if group in self.row_rates:
+                self.row_rates[group].count(rows)
         self._batches_to_count.clear()
 
     def _samples_of_group(self, iteration: int) -> int:
@@ -1460,13 +1657,13 @@ class Trainer:
                 self._stop_if_non_finite()
             return
         is_first = (self._bad_iteration < 0) & ~torch.isfinite(loss)
-        self._bad_iteration = torch.where(is_first, self.progress.iteration + 1, self._bad_iteration)
+        self._bad_iteration.copy_(torch.where(is_first, self.progress.iteration + 1, self._bad_iteration))
 
-    def _mask_bad_gradients(self) -> None:
+    def _mask_bad_gradients(self, loss: torch.Tensor) -> None:
         """On CUDA nothing waits for the loss: once one was bad, no update may reach the weights until it is read."""
         if self.device.type == "cpu":
             return
-        good = self._bad_iteration < 0
+        good = (self._bad_iteration < 0) & torch.isfinite(loss)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 values = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
@@ -1503,6 +1700,20 @@ class Trainer:
         self._board("Train/Loss", loss)
         self._count_training_time()
         self._loss_sum.zero_()
+
+    def _report_boundary(self) -> None:
+        """How the training loss went from the last epoch's end into this epoch, once enough of it is done."""
+        self._stop_if_non_finite()
+        found = self.boundary.take()
+        if found is None:
+            return
+        epoch, jump = self.progress.epoch, found["jump_percent"]
+        text = f"{found['last']:.6f} -> {found['first']:.6f}" + (f" ({jump:+.2f} %)" if jump is not None else "")
+        count = f"last and first {found['batches']} batches"
+        tqdm.write(f"Loss from epoch {epoch - 1} to {epoch}, {count}: {text}", file=sys.stdout)
+        # at the window's end wherever it is read: a resumed run writes the same event
+        self.metrics_file.write("boundary", epoch=epoch, iteration=found["batches"], **found)
+        self._board("Train/BoundaryJump", jump)
 
     def _count_training_time(self) -> None:
         progress = self.progress
@@ -1564,10 +1775,14 @@ class Trainer:
             self.metrics_file.write("eval", split=split, **where, **values)
         if flags.spectra:
             self.metrics_file.write("spectrum", **where, tables=spectra(self.model, self.unknown_trained()))
+        if flags.frequency_report == "epoch" and progress.iteration == self.batches_per_epoch:
+            self._report_by_frequency(*results["val"])
         for name, value in (("Test/Acc", (test["accuracy"] or 0.0) / 100), ("Test/AUC", test["auc"])):
             self._board(name, value)
-        for name, values in test.get("tasks", {}).items():
-            self._board(f"Test/AUC/{name}", values["auc"])
+        self._board("Val/AUC", metrics["val"]["auc"] if "val" in metrics else None)
+        for split in metrics:
+            for name, values in metrics[split].get("tasks", {}).items():
+                self._board(f"{split.capitalize()}/AUC/{name}", values["auc"])
         reference = {"accuracy": test["accuracy"] or 0.0}
         if flags.mlperf_logging:
             _, _, *of_first_task = next(tasks.known(*part))
@@ -1577,6 +1792,27 @@ class Trainer:
         if is_best:
             progress.best = where | metrics
         return is_best
+
+    @functools.cached_property
+    def _rarest_of_val(self) -> np.ndarray:
+        """How often the rarest id of each validation row occurs in the rows that are trained on."""
+        return rarest_counts(counts_of_split(self, "val", self.samples_reached()))
+
+    def _report_by_frequency(self, labels: np.ndarray, scores: np.ndarray) -> None:
+        """Validation quality at an epoch's end, by the row's rarest id."""
+        where = {"epoch": self.progress.epoch, "iteration": self.progress.iteration, "split": "val"}
+        of_task = {}
+        for name, rows, *pair in self.data.tasks.known(labels, scores):
+            of_task[name] = report = quality_by_count(*pair, self._rarest_of_val[rows])
+            task = f"{name}/" if len(self.data.tasks) > 1 else ""
+            for number, part in enumerate(report["bins"], 1):  # from the rarest up
+                self._board(f"Val/AUC/{task}decile-{number}", part["auc"])
+        if len(of_task) == 1:
+            self.metrics_file.write("frequency", **where, rarest=report)
+        else:
+            self.metrics_file.write(
+                "frequency", **where, tasks={name: {"rarest": each} for name, each in of_task.items()}
+            )
 
     def save(self, is_best: bool) -> None:
         """Write DIR/last, and DIR/best where validation says so."""
@@ -1591,9 +1827,11 @@ class Trainer:
             "store": self.data.key,
             "trained": [np.packbits(flags) for flags in self.update_trained()],
             "model": full_config(self.model),
+            "unknown_by_dropout": self.unknown_by_dropout,
             "tasks": vars(self.data.tasks),
             "maps": self.data.maps_about,
             "row_rates": [rate.state_dict() for rate in self.row_rates.values()],
+            "boundary": self.boundary.state_dict(),
             "progress": position,
             "optimizer": pack_optimizer(self.optimizer, names),
             "schedule": self.schedule.state_dict() | {"lr_lambdas": None},
@@ -1605,8 +1843,10 @@ class Trainer:
             checkpoint.link_checkpoint(Path(self.save_to, "last"), Path(self.save_to, "best"))
 
     def unknown_trained(self) -> list[str]:
-        """Tables whose unknown row the data trains."""
-        return self.data.store.schema["trained_unknown"] if self.data.store is not None else []
+        """Tables whose unknown row the data, or --emb-id-dropout, trains."""
+        if self.data.store is None:
+            return []
+        return list(self.data.tables) if self.unknown_by_dropout else self.data.store.schema["trained_unknown"]
 
     def update_trained(self) -> list[np.ndarray]:
         """Mark the ids of the samples trained since the last call; later epochs bring no new ones."""
@@ -1644,10 +1884,13 @@ class Trainer:
         check_same_data(source, state, self.data)
         load_weights(self.model, tensors, source)
         self.trained = unpack_trained(state, self.data)
+        self.unknown_by_dropout |= state.get("unknown_by_dropout", False)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         unpack_optimizer(self.optimizer, state["optimizer"], names)
         for rate, saved in zip(self.row_rates.values(), state.get("row_rates", []), strict=True):
             rate.load_state_dict(saved)
+        if "boundary" in state:  # not in older checkpoints
+            self.boundary.load_state_dict(state["boundary"])
         self.schedule.load_state_dict(state["schedule"] | {"lr_lambdas": [None] * len(self.optimizer.param_groups)})
         restore_rng(self.rng, state["generators"])
         self.progress = Progress(**state["progress"])
@@ -1674,9 +1917,10 @@ class Trainer:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on the device; CUDA fetches it from pinned memory, so that the processor goes on meanwhile."""
     if device.type == "cpu":
         return batch
-    return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in batch))
+    return Batch(*(None if part is None else part.pin_memory().to(device, non_blocking=True) for part in batch))
 
 
 def open_board(directory: str | None):  # noqa: ANN201 (the type comes from an extra)
@@ -1741,14 +1985,20 @@ def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:
     """Test metrics by how often ids occur in the rows trained on (with --inference-only: in all that could be)."""
     data = trainer.data
     upto = data.train_samples if trainer.flags.inference_only else trainer.samples_reached()
-    counts = data.store.counts_in(data.train_rows[:upto])
     labels, scores = evaluate(model, data, trainer.device, ("test",))["test"]
-    batches = ((batch.ids, batch.offsets) for batch in data.eval_batches("test"))
-    of_rows = counts_of_rows(batches, counts, len(labels))
+    of_rows = counts_of_split(trainer, "test", upto)
     if len(data.tasks) == 1:
         return frequency_report(labels, scores, of_rows, data.tables)
     known = [each for each in data.tasks.known(labels, scores) if each[1].any()]
     return {"tasks": {name: frequency_report(*pair, of_rows[rows], data.tables) for name, rows, *pair in known}}
+
+
+def counts_of_split(trainer: Trainer, split: str, upto: int) -> np.ndarray:
+    """How often each id of a split's rows occurs in the first `upto` samples of the training order: [N, T]."""
+    data = trainer.data
+    counts = data.store.counts_in(data.train_rows[:upto])
+    batches = ((batch.ids, batch.offsets) for batch in data.eval_batches(split))
+    return counts_of_rows(batches, counts, len(data.store.rows_of(split)))
 
 
 def is_better(metrics: dict, best: dict | None) -> bool:
@@ -1864,6 +2114,7 @@ def load_model(trainer: Trainer, directory: str) -> None:
     check_same_model(source, state["model"], full_config(trainer.model))
     load_weights(trainer.model, tensors, source)
     trainer.trained = unpack_trained(state, trainer.data)
+    trainer.unknown_by_dropout |= state.get("unknown_by_dropout", False)
     saved = state["progress"]
     if trainer.flags.inference_only:
         trainer.progress.epoch, trainer.progress.iteration = saved["epoch"], saved["iteration"]

@@ -149,9 +149,9 @@ def frequency_report(
         raise ValueError(f"counts of shape {counts.shape} for {len(labels)} rows and {len(names)} tables")
     return {
         "all": of_all,
-        "rarest": _by_count(labels, scores, rarest_counts(counts), bins),
-        "rare_ids": {"below": rare_below, **_by_count(labels, scores, rare_ids(counts, rare_below), bins)},
-        "tables": {name: _by_count(labels, scores, counts[:, t], bins) for t, name in enumerate(names)},
+        "rarest": quality_by_count(labels, scores, rarest_counts(counts), bins),
+        "rare_ids": {"below": rare_below, **quality_by_count(labels, scores, rare_ids(counts, rare_below), bins)},
+        "tables": {name: quality_by_count(labels, scores, counts[:, t], bins) for t, name in enumerate(names)},
     }
 
 
@@ -173,8 +173,8 @@ def rare_ids(counts: np.ndarray, below: int) -> np.ndarray:
     return result
 
 
-def _by_count(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, bins: int) -> dict[str, Any]:
-    """The report for one count a row, counts [N]."""
+def quality_by_count(labels: np.ndarray, scores: np.ndarray, counts: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """The report for one count a row, counts [N], as `frequency_report` has it of "rarest"; a negative one is no id."""
     empty = counts < 0
     edges = bin_edges(counts[~empty], bins)
     bin_of_row = np.searchsorted(edges, counts, side="right") - 1  # -1 where there is no id

@@ -2,7 +2,7 @@
 
 `nn.Embedding(sparse=True)` hands out one gradient row for each lookup, and every optimizer then has to add up or to
 write the repeated ones. Here the sum is made at once, by the kernel that pools embedding bags, which uses all cores;
-the gradient is a coalesced torch sparse tensor.
+the gradient is a coalesced torch sparse tensor. (On CUDA that would make every step wait; see `RowGroup._plans`.)
 
 Legend: L lookups, U distinct rows, R rows of the weight, P parts, B samples, K stored width, d projected width.
 """
@@ -29,10 +29,12 @@ class RowLookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        """Gradient of the weight [R, K], coalesced."""
-        plan = plan_rows(ctx.rows.flatten(), ctx.shape[0])
-        values = sum_rows(grad.reshape(-1, ctx.shape[1]), plan.order, plan.starts)
-        return sparse_rows(plan.rows, values, ctx.shape), None
+        """Gradient of the weight [R, K]: coalesced on the CPU, a row a lookup on CUDA, where nothing shall wait."""
+        rows, grad = ctx.rows.flatten(), grad.reshape(-1, ctx.shape[1])
+        if grad.is_cuda:
+            return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, ctx.shape, check_invariants=False), None
+        plan = plan_rows(rows, ctx.shape[0])
+        return sparse_rows(plan.rows, sum_rows(grad, plan.order, plan.starts), ctx.shape), None
 
 
 class BagLookup(torch.autograd.Function):

@@ -73,7 +73,8 @@ class RowGroup(nn.Module):
 
     def look_up(self, rows: Tensor) -> Tensor:
         """Projected rows [B, P, D] of flat row numbers [B, P]."""
-        if self.pooling_weight is None and self._plans(rows) and (matrix := self.matrix()) is not None:
+        planned = self.pooling_weight is None and rows.device.type == "cpu" and self._plans(rows)
+        if planned and (matrix := self.matrix()) is not None:
             return ProjectedLookup.apply(self.weight, matrix, rows, self.first_row)
         return self.project(self.gather(rows))
 
@@ -103,8 +104,8 @@ class RowGroup(nn.Module):
         """Whether to find the distinct rows of a batch: where a gradient will be asked for and it pays. Otherwise plain
         operators, which can be traced and exported.
 
-        Rows stored in bf16 need it for a gradient in float32. On CUDA every step would have to wait for the number of
-        distinct rows.
+        Rows stored in bf16 need an operator of ours for a gradient in float32. On CUDA every step would have to wait
+        for the number of distinct rows: single ids are left as they are there, and the optimizer adds up.
         """
         if not (torch.is_grad_enabled() and self.weight.requires_grad) or torch.compiler.is_exporting():
             return False

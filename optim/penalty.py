@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
+from optim.rows import summed_gradient
+
 
 @torch.no_grad()
 def add_row_penalty(parameters: Iterable[torch.Tensor], weight: float) -> None:
@@ -25,7 +27,7 @@ def add_row_penalty(parameters: Iterable[torch.Tensor], weight: float) -> None:
         grad = parameter.grad
         if grad is None or not grad.is_sparse:
             continue
-        grad = grad.coalesce()
-        values = grad.values()
-        values.add_(parameter.index_select(0, grad.indices()[0]).to(values.dtype), alpha=weight)
-        parameter.grad = grad
+        parameter.grad, holds = summed_gradient(grad)
+        values = parameter.grad._values()
+        of_rows = parameter.index_select(0, parameter.grad._indices()[0]).to(values.dtype)
+        values.add_(of_rows * holds, alpha=weight)

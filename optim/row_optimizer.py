@@ -8,8 +8,17 @@ from typing import Any
 
 import torch
 
+from optim.row_decay import LAST_STEP, RowDecay
 from optim.row_rate import RowRate
-from optim.rows import check_row_gradient, read_rows, rounding_noise, wide_dtype, write_rows
+from optim.rows import (
+    check_row_gradient,
+    read_rows,
+    rounding_noise,
+    summed_rows,
+    waits_if_coalesced,
+    wide_dtype,
+    write_rows,
+)
 
 Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
@@ -24,6 +33,18 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
 
     A bfloat16 parameter with sparse gradients is rounded stochastically. Its noise follows from `rounding_seed`,
     its position among the parameters and the number of its updates; the last two are part of its state.
+
+    Rows can be given a rate and a decay of their own (`set_row_rate`, `set_row_decay`). What is done to a touched row
+    theta_i of summed gradient g_i in a step, in this order, the first two by functions that are called before `step`:
+
+        g_i     <- g_i + l2 theta_i                                optim.penalty.add_row_penalty (coupled penalty)
+        g_i     <- g_i min(1, c_i / ||g_i||)                       optim.row_clip.clip_row_gradients (CowClip)
+        d_i     =  what the rule adds to the row for g_i           its state takes g_i as if nothing else were there
+        theta_i <- (1 - idle_i) (1 - lr r_i X) theta_i + r_i d_i   r_i: optim.row_rate; idle_i, X: optim.row_decay
+
+    d_i is that of the row as it was before the step. The weight decay X follows the row's rate lr r_i, as in AdamW; the
+    idle decay does not. `decay_idle_rows` takes it before the forward pass instead: theta_i <- (1 - idle_i) theta_i,
+    then all of the above with idle_i = 0.
 
     Args:
         params: parameters or parameter groups.
@@ -42,6 +63,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             raise ValueError(f"rounding_seed is {seed!r}, must be an integer of at least 0")
         super().__init__(params, defaults)
         self._row_rates: dict[torch.Tensor, RowRate] = {}
+        self._row_decays: dict[torch.Tensor, RowDecay] = {}
 
     def set_row_rate(self, p: torch.Tensor, rate: RowRate) -> None:
         """Multiply what each step adds to row i of `p` with `rate(i)`; p's gradients must be sparse.
@@ -51,9 +73,28 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: p is bfloat16, whose rounding would be done twice.
         """
-        if p.dtype == torch.bfloat16:
-            raise ValueError("a rate by row works on parameters in float32: bfloat16 rows would be rounded twice")
+        _refuse_bfloat16(p, "a rate by row")
         self._row_rates[p] = rate
+
+    def set_row_decay(self, p: torch.Tensor, decay: RowDecay) -> None:
+        """Let the rows of `p` that a step touches lose what `decay` says; p's gradients must be sparse.
+
+        Works for every rule. Idle decay keeps one int32 a row in p's state, which is part of `state_dict`.
+
+        Raises:
+            ValueError: p is bfloat16, whose rounding would be done twice.
+        """
+        _refuse_bfloat16(p, "decay of rows")
+        self._row_decays[p] = decay
+
+    @torch.no_grad()
+    def decay_idle_rows(self, p: torch.Tensor, rows: torch.Tensor) -> None:
+        """Before the forward pass: take the idle decay that `set_row_decay` asks for from rows [L] that it will read.
+
+        Without this call the step that updates a row takes it, from gradients that have seen the row undecayed.
+        """
+        if p in self._row_decays:
+            self._row_decays[p].at_lookup(p, rows, self.state[p])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
@@ -75,7 +116,8 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     continue
                 if grad.is_sparse:
                     check_row_gradient(grad)
-                    update = self._update_scaled if p in self._row_rates else self._update_rows
+                    scaled = p in self._row_rates or p in self._row_decays
+                    update = self._update_scaled if scaled else self._update_rows
                     update(p, grad, group)
                 else:
                     dense.append(p)
@@ -99,7 +141,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             state = state_dict["state"].get(index)
             if state is None:
                 continue
-            for name, (label, shapes) in self._layout(p, state).items():
+            layout = self._layout(p, state)
+            if LAST_STEP in state:
+                layout = layout | {LAST_STEP: ("last step of each row", (p.shape[:1],))}
+            for name, (label, shapes) in layout.items():
                 if name not in state:
                     raise ValueError(f"parameter {index}: its state has no {label}, {name!r}")
                 if state[name].shape not in shapes:
@@ -113,13 +158,20 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             self.state[p][name] = loaded.detach().to(p.device, copy=True)
 
     def _update_scaled(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
-        """The rule's update, of which each row takes its share."""
-        grad = grad.coalesce()
-        rows = grad.indices()[0]
+        """The rule's update, of which each row takes its share, less what the row loses; see the class."""
+        if not waits_if_coalesced(grad):
+            grad = grad.coalesce()  # once, not here and in the rule
+        rows, _ = summed_rows(grad, grad.dtype)
         before = read_rows(p, rows)
         self._update_rows(p, grad, group)
-        share = self._row_rates[p](rows).unsqueeze(1).to(before.dtype)
-        write_rows(p, rows, torch.lerp(before, read_rows(p, rows), share))
+        after, share = read_rows(p, rows), 1.0
+        if p in self._row_rates:
+            share = self._row_rates[p](rows)
+            after = torch.lerp(before, after, share.unsqueeze(1).to(before.dtype))
+        if p in self._row_decays:
+            lost = self._row_decays[p].lost(rows, len(p), self.state[p], group["lr"] * share)
+            after.addcmul_(before, lost.unsqueeze(1).to(before.dtype), value=-1)
+        write_rows(p, rows, after)
 
     @abstractmethod
     def _update_rows(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
@@ -155,6 +207,11 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         state["rounding_step"] = state.get("rounding_step", 0) + 1
         seed = (group["rounding_seed"], state["rounding_stream"], state["rounding_step"])
         return rounding_noise(shape, p.device, seed)
+
+
+def _refuse_bfloat16(p: torch.Tensor, what: str) -> None:
+    if p.dtype == torch.bfloat16:
+        raise ValueError(f"{what} works on parameters in float32: bfloat16 rows would be rounded twice")
 
 
 def state_zeros(state: dict[str, Any], name: str, shape: torch.Size, p: torch.Tensor) -> torch.Tensor:

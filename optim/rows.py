@@ -41,10 +41,58 @@ def summed_rows(grad: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
     """(distinct rows [R], the sum of each row's gradients [R, D] in `dtype`) of a sparse gradient.
 
     The values may be the gradient's own: they are not to be changed in place. A gradient that is marked as
-    coalesced is taken as it is; any other is coalesced, which synchronises on CUDA.
+    coalesced is taken as it is. Any other is coalesced on the CPU; on CUDA, where the number of distinct rows is not
+    known to the processor, R is the number of all its rows: those that are left over repeat the last row and its sum,
+    so that whatever is computed and written for them is what is written for it.
     """
-    grad = grad.to(dtype).coalesce()  # widen first: sums in bfloat16 would round at every addition
+    grad = grad.to(dtype)  # first: sums in bfloat16 would round at every addition
+    if waits_if_coalesced(grad):
+        rows, sums, place = sums_in_place(grad._indices()[0], grad._values())
+        return rows, sums if place is None else sums.index_select(0, place)
+    grad = grad.coalesce()
     return grad.indices()[0], grad.values()
+
+
+def summed_gradient(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the same gradient with a row's sum in one place, which of its places hold one: bool [R, 1]).
+
+    Coalesced on the CPU. On CUDA as many places as there were: those that are left over hold zeros of the last row.
+    """
+    if not waits_if_coalesced(grad):
+        grad = grad.coalesce()
+        return grad, torch.ones_like(grad.indices()[0], dtype=torch.bool).unsqueeze(1)
+    rows, sums, place = sums_in_place(grad._indices()[0], grad._values())
+    holds = torch.ones_like(rows, dtype=torch.bool)
+    if place is not None:
+        holds = torch.arange(len(rows), device=rows.device) == place
+    summed = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
+    return summed, holds.unsqueeze(1)
+
+
+def waits_if_coalesced(grad: torch.Tensor) -> bool:
+    """Whether the processor would have to wait for the number of distinct rows."""
+    return grad.is_cuda and not grad.is_coalesced()
+
+
+def sums_in_place(rows: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Distinct rows, ascending, and the sums of their values, in as many places as were given.
+
+    Args:
+        rows: [L], repeated in any order. values: [L, D].
+
+    Returns:
+        rows [L]: behind the distinct ones the last is repeated. sums [L, D]: zeros there. place [L]: of each row's
+        sum, itself but for the places behind; None where L is 0.
+    """
+    if not len(rows):
+        return rows, values, None
+    ascending, order = torch.sort(rows)
+    is_new = torch.ones_like(ascending, dtype=torch.bool)
+    torch.ne(ascending[1:], ascending[:-1], out=is_new[1:])
+    place = is_new.cumsum(0) - 1
+    sums = torch.zeros_like(values).index_add_(0, place, values.index_select(0, order))
+    distinct = ascending[-1:].expand(len(rows)).scatter(0, place, ascending)
+    return distinct, sums, torch.arange(len(rows), device=rows.device).minimum(place[-1])
 
 
 def read_rows(p: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

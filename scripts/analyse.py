@@ -82,6 +82,8 @@ def open_run(directory: str, store: str) -> Run:
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("masked.")}
     dlrm_mlet.load_weights(model, kept, source)
     batches, samples, unknown = open_batches(flags, state["store"], store)
+    if state.get("unknown_by_dropout"):
+        unknown = [spec.name for spec in model.tables.specs]
     whole = math.ceil(samples / flags.mini_batch_size)
     per_epoch = min(flags.num_batches, whole) if flags.num_batches > 0 else whole
     position = state["progress"]["epoch"], state["progress"]["iteration"]
@@ -260,8 +262,12 @@ def differences(flags: argparse.Namespace) -> str:
         text += f" Rows and W2 take {of_rows:g} and {of_w2:g} times that rate; the laws are those of equal rates."
     if flags.optimizer != "sgd":
         text += f" The run was trained with {flags.optimizer}, whose steps differ."
+    if flags.emb_optimizer not in ("same", flags.optimizer):
+        text += f" Its tables' rows were trained with {flags.emb_optimizer}."
     if flags.emb_l2:
         text += " The run's L2 penalty is left out."
+    if flags.emb_weight_decay or flags.emb_idle_decay or flags.emb_clip or flags.emb_id_dropout:
+        text += " So are its decay and clipping of rows and its id dropout."
     return text
 
 

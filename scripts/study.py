@@ -1,8 +1,9 @@
 """Studies: methods that are tuned alike, run over seeds and compared in pairs. Shared by the scripts that make tables.
 
-A method is a set of driver flags and a grid of settings. Every setting is run with every seed; the setting with the
-best mean validation AUC is the method's, and only its test metrics are shown. Runs that are done are not run again: a
-study goes on where it was interrupted. Each run is one process; `jobs` of them run side by side, sharing the cores.
+A method is a set of driver flags and a grid of settings. Every setting is run with every seed, or with the first few
+that tune; the setting with the best mean validation AUC is the method's, and only its test metrics are shown. Runs that
+are done are not run again: a study goes on where it was interrupted. Each run is one process; `jobs` of them run side
+by side, sharing the cores. Runs share one prepared store; where a method changes the vocabulary it has its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -27,6 +28,7 @@ from paired_difference import interval  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "study.json"  # in WORK: the flags that its runs were made with
+OWN_STORE = "--vocabulary-"  # flags of a method or setting that begin so make another store
 # the MLET authors' model and rate on rows in the Criteo format; flags behind -- come later and win
 AUTHORS_BASE = (
     "--data-generation=dataset --arch-sparse-feature-size=8 --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 "
@@ -45,11 +47,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A method's best setting and, seed by seed, the results of its runs."""
+    """A method's best setting and, seed by seed, the results of its runs and the metrics files that hold them."""
 
     method: Method
     setting: str
     results: dict[int, dict]
+    files: dict[int, Path] = field(default_factory=dict)
 
     def values(self, metric: str, split: str = "test") -> list[float]:
         """One value a seed, at the evaluation that validation chose."""
@@ -70,18 +73,32 @@ class Study:
         seeds: values of --numpy-rand-seed.
         jobs: processes at a time.
         keep_models: save each run's model, see `model_of`.
+        tuning: how many of the seeds, from the first, a method's settings are compared over; 0: all.
     """
 
-    def __init__(self, base: str, work: Path, seeds: Sequence[int], jobs: int = 1, keep_models: bool = False) -> None:
+    def __init__(
+        self,
+        base: str,
+        work: Path,
+        seeds: Sequence[int],
+        jobs: int = 1,
+        keep_models: bool = False,
+        tuning: int = 0,
+    ) -> None:
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
+        self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
         self._running: set[subprocess.Popen] = set()
         self._stopping = False
 
     def file_of(self, method: Method, setting: str, seed: int) -> Path:
         """Where a run writes its metrics."""
-        words = "".join(character if character.isalnum() or character in ".=-" else "_" for character in setting)
-        return self.work / f"{method.name}{words}-{seed}.jsonl"
+        return self.work / f"{method.name}{as_name(setting)}-{seed}.jsonl"
+
+    def store_of(self, method: Method, setting: str) -> tuple[Path, str]:
+        """Where a run's data is prepared, and the flags of the run that change what lies there."""
+        own = [word for word in shlex.split(f"{method.flags} {setting}") if word.startswith(OWN_STORE)]
+        return self.work / as_name("".join(["store", *own])), shlex.join(own)
 
     def model_of(self, method: Method, setting: str, seed: int) -> Path:
         """Where a run saves its model."""
@@ -93,6 +110,9 @@ class Study:
         if is_done(path) or self._stopping:
             return
         flags = f"{self.base} {method.flags} {setting} --numpy-rand-seed={seed} {more}"
+        store, is_own = self.store_of(method, setting)
+        if is_own:
+            flags += f" --processed-data-file={shlex.quote(str(store))}"
         if self.keep_models and not more:
             flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
         self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
@@ -112,15 +132,27 @@ class Study:
             reason = (said.strip().splitlines() or ["no message"])[-1].removeprefix("dlrm_mlet.py: error: ")
             raise RuntimeError(f"{what}: {reason}")
 
-    def prepare(self) -> None:
-        """Prepare the data once, before runs that would all wait for it."""
-        if not (self.work / "store").exists():
-            unused = shlex.quote(str(self.work / "unused"))
-            self.drive(f"{self.base} --prepare-only --metrics-file={unused}", "preparing the data")
+    def prepare(self, methods: Sequence[Method] = ()) -> None:
+        """Prepare the data, and that of methods with a store of their own, before runs that would all wait for it."""
+        stores = [self.store_of(method, setting) for method in methods for setting in method.grid]
+        unused = shlex.quote(str(self.work / "unused"))
+        for store, own in dict.fromkeys([(self.work / "store", ""), *stores]):
+            if not store.exists():
+                flags = f"{self.base} {own} --processed-data-file={shlex.quote(str(store))}" if own else self.base
+                self.drive(f"{flags} --prepare-only --metrics-file={unused}", "preparing the data")
 
     def run_all(self, methods: Sequence[Method]) -> list[Outcome]:
         """Run what is missing, and pick each method's setting. Raises RuntimeError if a run failed; the others stay."""
-        runs = [(method, setting, seed) for seed in self.seeds for method in methods for setting in method.grid]
+        self._run_side_by_side(
+            [(method, setting, seed) for seed in self.tuning for method in methods for setting in method.grid]
+        )
+        others = [seed for seed in self.seeds if seed not in self.tuning]
+        if others:
+            tuned = {method: self.setting_of(method) for method in methods}
+            self._run_side_by_side([(method, tuned[method], seed) for seed in others for method in methods])
+        return [self.outcome(method) for method in methods]
+
+    def _run_side_by_side(self, runs: Sequence[tuple[Method, str, int]]) -> None:
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting = [pool.submit(self.run, *each) for each in runs]
             try:
@@ -131,15 +163,28 @@ class Study:
                 for process in list(self._running):
                     process.terminate()
                 raise
-        return [self.outcome(method) for method in methods]
+
+    def setting_of(self, method: Method) -> str:
+        """The setting with the best mean validation AUC over the seeds that tune."""
+
+        def quality(setting: str) -> float:
+            results = [result_of(self.file_of(method, setting, seed)) for seed in self.tuning]
+            return statistics.mean(chosen(result)["val"]["auc"] for result in results)
+
+        return max(method.grid, key=quality)
 
     def outcome(self, method: Method) -> Outcome:
-        """The setting with the best mean validation AUC."""
-        found = []
-        for setting in method.grid:
-            results = {seed: result_of(self.file_of(method, setting, seed)) for seed in self.seeds}
-            found.append(Outcome(method, setting, results))
-        return max(found, key=lambda each: statistics.mean(each.values("auc", "val")))
+        """The method at its best setting."""
+        setting = self.setting_of(method)
+        files = {seed: self.file_of(method, setting, seed) for seed in self.seeds}
+        return Outcome(method, setting, {seed: result_of(path) for seed, path in files.items()}, files)
+
+    def is_complete(self, method: Method) -> bool:
+        """Whether an earlier call has run all that the method's outcome needs."""
+        if not all(is_done(self.file_of(method, setting, seed)) for setting in method.grid for seed in self.tuning):
+            return False
+        setting = self.setting_of(method)
+        return all(is_done(self.file_of(method, setting, seed)) for seed in self.seeds)
 
     def check_record(self, methods: Sequence[Method]) -> None:
         """Note the flags of this study's runs. Raises ValueError where the folder has runs with others."""
@@ -149,6 +194,11 @@ class Study:
         if old["base"] != self.base or any(old["methods"].get(name, flags) != flags for name, flags in new.items()):
             raise ValueError(f"{self.work} has runs with other flags or data ({old['base']}): name another --work")
         path.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
+
+
+def as_name(flags: str) -> str:
+    """Flags as a part of a file's name."""
+    return "".join(character if character.isalnum() or character in ".=-" else "_" for character in flags)
 
 
 def is_done(path: Path) -> bool:
@@ -217,14 +267,19 @@ def job_count(text: str) -> int:
     return int(text)
 
 
-def parse(description: str, seeds: str, methods: Sequence[str]) -> argparse.Namespace:
-    """The command line that studies share; what stands behind -- goes to all runs of the driver."""
+def parse(
+    description: str, seeds: str, methods: Sequence[str], default: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The command line that studies share; what stands behind -- goes to all runs of the driver.
+
+    Without --only the `default` methods are run, which are all unless it is given.
+    """
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
     parser.add_argument("--work", type=Path, default=Path("study_output"), help="folder of runs and prepared data")
     parser.add_argument("--seeds", type=seed_list, default=seed_list(seeds), help="blanks between them")
-    parser.add_argument("--only", nargs="+", choices=methods, default=list(methods), metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=methods, default=list(default or methods), metavar="METHOD")
     parser.add_argument("--jobs", type=job_count, default=1, help="runs at a time")
     flags = parser.parse_args(sys.argv[1:split])
     caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
@@ -253,7 +308,11 @@ def run_study(
     flags: argparse.Namespace,
     render: Callable[[Sequence[Outcome]], str],
     derive: Derive | None = None,
-    prepare: Callable[[Study], None] | None = None,
+    prepare: Callable[[Study], Sequence[Method] | None] | None = None,
+    *,
+    tuning: int = 0,
+    also: Sequence[Method] = (),
+    headline: Callable[[Sequence[Outcome]], str] | None = None,
 ) -> int:
     """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
 
@@ -263,25 +322,32 @@ def run_study(
         flags: see `parse`.
         render: Markdown of the outcomes, see `table`.
         derive: makes further outcomes of the saved models.
-        prepare: called once the data is prepared.
+        prepare: called once the data is prepared; may return further methods, made to fit the data.
+        tuning: how many seeds tune, see `Study`.
+        also: methods that are not run, but shown where an earlier call has run them.
+        headline: what stands above all else.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
-    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None)
+    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None, tuning=tuning)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
-        study.check_record(methods)
-        study.prepare()
+        also = [method for method in also if study.is_complete(method)]
+        study.check_record([*methods, *also])
+        study.prepare(methods)
         if prepare:
-            prepare(study)
+            methods = [*methods, *(prepare(study) or ())]
+            study.check_record(methods)
         outcomes = study.run_all(methods)
         outcomes += derive(study, outcomes) if derive else []
+        outcomes += [study.outcome(method) for method in also]
         text = render(outcomes)
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     first = next(iter(outcomes[0].results.values()))
     text = f"{len(flags.seeds)} seeds, {first['test']['samples']} test rows, {base}\n\n{text}\n"
+    text = f"{headline(outcomes)}\n\n{text}" if headline else text
     (flags.work / "table.md").write_text(text)
     print(text)
     return 0

@@ -83,6 +83,7 @@ def test_events_and_progress_lines(driver, data):
     events = [(e["event"], e.get("split"), e.get("epoch"), e.get("iteration")) for e in run.events]
     expected = []
     for k in (0, 1):
+        expected += [("boundary", None, 1, 1)] if k else []  # 2 % of 29 batches are one
         for j in (10, 20, 29):
             expected.append(("train", None, k, j))
             if j != 10:
@@ -358,14 +359,6 @@ def test_checkpoints_that_do_not_fit_are_named(driver, data):
     ):
         refused = driver(f"{data} {flags} --inference-only")
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") == 1, refused.err
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
-@pytest.mark.parametrize("flags", ["", "--mlet-inner-dim=8", "--qr-flag --optimizer=rwsadagrad --learning-rate=0.02"])
-def test_cuda_trains_as_the_cpu_does(driver, data, flags):
-    cpu, gpu = (driver(f"{data} {flags} {use} --save-onnx=m.onnx") for use in ("", "--use-gpu"))
-    assert "Using 1 GPU(s)" in gpu.out
-    assert [float(x) for x in losses(gpu)] == pytest.approx([float(x) for x in losses(cpu)], abs=1e-3)
 
 
 def test_use_gpu_without_one_warns_and_goes_on(driver, monkeypatch):

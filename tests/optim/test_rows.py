@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optim
-from optim.rows import read_rows, round_stochastically, rounding_noise, summed_rows, write_rows
+from optim.penalty import add_row_penalty
+from optim.row_clip import clip_row_gradients
+from optim.row_decay import RowDecay
+from optim.row_rate import RowRate
+from optim.rows import (
+    read_rows,
+    round_stochastically,
+    rounding_noise,
+    summed_rows,
+    sums_in_place,
+    write_rows,
+)
 
 CPU = torch.device("cpu")
 RULES = ["sgd", "adagrad", "rwsadagrad", "adam"]
@@ -151,3 +162,67 @@ def test_non_finite_gradients_show_in_a_bfloat16_table(rule):
     p.grad = torch.sparse_coo_tensor([[2]], values, (4, 2), check_invariants=True)
     optimizer.step()
     assert p[2, 0].isnan() and not p[[0, 1, 3]].isnan().any()
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_sums_in_place_are_a_coalesced_gradients(rows):
+    """What CUDA steps on: the same rows and sums, in as many places as there were."""
+    grad = touch(rows, (10, 3), seed=len(rows)).double()
+    expected = grad.coalesce()
+    found, sums, place = sums_in_place(torch.tensor(rows, dtype=torch.int64), grad._values())
+    count = len(set(rows))
+    assert len(found) == len(sums) == len(rows) and found[:count].tolist() == expected.indices()[0].tolist()
+    torch.testing.assert_close(sums[:count], expected.values())
+    if rows:
+        assert (found[count:] == found[count - 1]).all() and not sums[count:].any()
+        assert place.tolist() == [*range(count), *[count - 1] * (len(rows) - count)]
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """The way of CUDA, taken on the CPU."""
+
+    def use():
+        monkeypatch.setattr("optim.rows.waits_if_coalesced", lambda grad: not grad.is_coalesced())
+        monkeypatch.setattr("optim.row_optimizer.waits_if_coalesced", lambda grad: not grad.is_coalesced())
+
+    return use
+
+
+def steps(rule, set_up=lambda optimizer, p: None, before=lambda p, rows: None):
+    """Three steps of rows that repeat, the last one too, so that writing it twice would show: weights and state."""
+    p = torch.nn.Parameter(torch.arange(15.0).view(5, 3))
+    optimizer = optim.build_optimizer(rule, [p], lr=0.1)
+    set_up(optimizer, p)
+    for seed, rows in enumerate([[0, 4, 4, 0], [2, 2, 2], [0, 1, 0]]):
+        p.grad = touch(rows, (5, 3), seed)
+        before(p, torch.tensor(rows))
+        optimizer.step()
+    return p.detach(), {name: value for name, value in optimizer.state[p].items() if torch.is_tensor(value)}
+
+
+def with_row_options(optimizer, p):
+    rate = RowRate("sqrt", [0], 5, counts=torch.tensor([9.0, 4.0, 1.0, 1.0, 4.0]), online=False)
+    optimizer.set_row_rate(p, rate)
+    optimizer.set_row_decay(p, RowDecay(weight=0.1, idle=0.2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("set_up", "before"),
+    [
+        (lambda optimizer, p: None, lambda p, rows: None),
+        (with_row_options, lambda p, rows: None),
+        (lambda optimizer, p: None, lambda p, rows: add_row_penalty([p], 0.3)),
+        (with_row_options, lambda p, rows: clip_row_gradients(p, rows, 0.01)),
+    ],
+    ids=["plain", "rate and decay", "penalty", "all"],
+)
+def test_steps_are_alike_with_sums_in_place(rule, set_up, before, as_on_cuda):
+    expected, expected_state = steps(rule, set_up, before)
+    as_on_cuda()
+    found, state = steps(rule, set_up, before)
+    torch.testing.assert_close(found, expected)
+    assert state.keys() == expected_state.keys()
+    for name, value in expected_state.items():
+        torch.testing.assert_close(state[name], value)
