@@ -355,7 +355,7 @@ def run_study(
         print(f"error: {error}", file=sys.stderr)
         return 2
     first = next(iter(outcomes[0].results.values()))
-    text = f"{len(flags.seeds)} seeds, {first['test']['samples']} test rows, {base}\n\n{text}\n"
+    text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
     text = f"{headline(outcomes)}\n\n{text}" if headline else text
     (flags.work / "table.md").write_text(text)
     print(text)

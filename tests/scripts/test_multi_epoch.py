@@ -139,22 +139,14 @@ def test_cells_keep_every_seed_and_mark_what_was_not_run(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the cells
 
 
-def test_every_method_has_as_many_settings_and_is_a_command_line_of_the_driver(capsys):
+def test_every_method_has_as_many_settings_and_is_a_command_line_of_the_driver():
     import dlrm_mlet
 
-    with pytest.raises(SystemExit):
-        dlrm_mlet.parse_flags(["--help"])
-    known = capsys.readouterr().out
     every = (*study.METHODS, *study.FURTHER)
     assert len({method.name for method in every}) == len(every) and {len(set(m.grid)) for m in every} == {6}
-    checked = set()
     for method in every:
         for setting in method.grid:
-            words = f"{study.BASE} {method.flags} {setting} --data-set=criteo-synthetic".split()
-            if all(f"{word.partition('=')[0]} " in known for word in words):  # rules of another branch may be missing
-                dlrm_mlet.parse_flags(words)
-                checked.add(method.name)
-    assert checked >= {"plain", "hash-4", "min-count", "l2", "re-init", "fal-log", "fal-linear", "tail-increase"}
+            dlrm_mlet.parse_flags(f"{study.BASE} {method.flags} {setting} --data-set=criteo-synthetic".split())
     for cell in study.convergence_cells(134):
         assert "--test-freq=13" in cell.flags
         dlrm_mlet.parse_flags(f"{study.BASE} {cell.flags} --data-set=criteo-synthetic".split())
@@ -219,7 +211,7 @@ def test_what_an_earlier_call_has_run_is_shown_and_not_run_again(driven, tmp_pat
     driven.clear()
     assert run_study("--base", [a], flags, render, also=[b, c], headline=lambda outcomes: "First of all.") == 0
     assert shown == [["b"], ["a", "b"]] and all("a-" in each.split("=")[-1] for each in driven)
-    assert (tmp_path / "table.md").read_text().startswith("First of all.\n\n2 seeds, 9 test rows, --base")
+    assert (tmp_path / "table.md").read_text().startswith("First of all.\n\nSeeds 1, 2; 9 test rows, --base")
     changed = [Method("b", "--other")]
     assert run_study("--base", [a], flags, render, also=changed) == 2
 

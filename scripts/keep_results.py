@@ -1,0 +1,84 @@
+"""Gather the results of a study's runs into one file of JSON lines that can be kept beside its tables.
+
+python scripts/keep_results.py multi_epoch_criteo_output --to results/reproduce_multi_epoch/criteo
+
+writes TO/runs.jsonl, one line a run: its name, seed, flags that differ from the driver's defaults, versions, checksum
+of the data, metrics after each epoch, losses across boundaries, and the result; and copies the study's table.md,
+cells.csv and pictures. Folders are left out: they say where something lay, not what it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from study import is_done  # noqa: E402
+
+COPIED = ("cells.csv", "*.png")
+FOLDERS = re.compile(r"(?<==)/\S*/(?=\S)")  # of a path behind an equals sign
+QUALITIES = ("auc", "logloss", "ne")
+
+
+def without_paths(config: dict, defaults: dict) -> dict:
+    """Flags that are not the driver's defaults, less those that name a place."""
+    return {
+        name: value
+        for name, value in config.items()
+        if value != defaults.get(name) and not (isinstance(value, str) and "/" in value)
+    }
+
+
+def record_of(path: Path, defaults: dict) -> dict:
+    """One run as one object."""
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    result = events[-1]
+    evaluations = [
+        {key: event[key] for key in ("split", "epoch", "iteration", *QUALITIES, "tasks") if key in event}
+        for event in events
+        if event["event"] == "eval"
+    ]
+    boundaries = [
+        {key: event[key] for key in ("epoch", "last", "first", "jump_percent")}
+        for event in events
+        if event["event"] == "boundary"
+    ]
+    kept = {key: value for key, value in result.items() if key not in ("event", "config", "hash", "by_frequency")}
+    config = without_paths(result["config"], defaults)
+    return {"run": path.stem, **kept, "config": config, "evaluations": evaluations, "boundaries": boundaries}
+
+
+def main() -> int:
+    """Gather what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="folder of a study")
+    parser.add_argument("--to", type=Path, required=True, help="folder to keep its results in")
+    flags = parser.parse_args()
+    files = [path for path in sorted(flags.work.glob("*.jsonl")) if is_done(path)]
+    if not files:
+        print(f"error: {flags.work} holds no finished run", file=sys.stderr)
+        return 2
+    from dlrm_mlet import parse_flags
+
+    defaults = vars(parse_flags([]))
+    flags.to.mkdir(parents=True, exist_ok=True)
+    with open(flags.to / "runs.jsonl", "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record_of(path, defaults)) + "\n" for path in files)
+    for pattern in COPIED:
+        for path in flags.work.glob(pattern):
+            shutil.copy(path, flags.to / path.name)
+    if (table := flags.work / "table.md").exists():
+        (flags.to / table.name).write_text(FOLDERS.sub("", table.read_text()))
+    print(f"{len(files)} runs in {flags.to / 'runs.jsonl'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
