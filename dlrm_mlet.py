@@ -99,7 +99,7 @@ DROPPED_FLAGS = {
 FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precision test_freq test_mini_batch_size
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
-    raw_data_file memory_map use_gpu prepare_only spectra frequency_report early_stop_patience hash_map_file
+    raw_data_file memory_map use_gpu cuda_graph prepare_only spectra frequency_report early_stop_patience hash_map_file
     hash_embeddings hash_learn_only hash_report""".split()
 
 
@@ -135,6 +135,7 @@ def parse_flags(arguments: list[str] | None = None) -> argparse.Namespace:
         add_data_flags,
         add_task_flags,
         add_training_flags,
+        add_row_flags,
         add_run_flags,
         add_io_flags,
     )
@@ -277,6 +278,34 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--nepochs", type=at_least(0), default=1, help="passes over the training rows")
     add("--learning-rate", type=number(0), default=0.01, help="rate of all parameters")
     add("--optimizer", choices=optimizer_names(), default="sgd", help="update rule")
+    add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
+        help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
+    add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
+        help="multiply all rates with X at each evaluation without a better validation AUC")  # fmt: skip
+    add("--lr-num-warmup-steps", type=at_least(0), default=0, help="linear warm-up, in optimizer steps")
+    add("--lr-decay-start-step", type=at_least(0), default=0, help="first step of the quadratic decay")
+    add("--lr-num-decay-steps", type=at_least(0), default=0, help="steps of the quadratic decay; 0: none")
+    add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
+    add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
+    add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
+    add("--cuda-graph", choices=("auto", "off"), default="auto",
+        help="with --use-gpu: launch forward and backward of whole one-hot batches as one CUDA graph")  # fmt: skip
+    add("--precision", choices=("fp32", "bf16"), default="fp32",
+        help="of the dense layers' arithmetic in training; weights and evaluation stay fp32")  # fmt: skip
+    add("--emb-precision", choices=("fp32", "bf16"), default="fp32",
+        help="of the tables in training; bf16 is rounded stochastically, optimizer state stays fp32")  # fmt: skip
+    add(
+        "--compile",
+        **boolean(),
+        help="torch.compile for the dense layers: takes a minute and a C++ compiler at the start",
+    )
+    add("--inference-only", **boolean(), help="evaluate (and export) without training")
+    add("--quantize-mlp-with-bit", type=int, choices=quantize.MLP_BITS, default=32, help="inference: MLPs")
+    add("--quantize-emb-with-bit", type=int, choices=quantize.TABLE_BITS, default=32, help="inference: tables")
+
+
+def add_row_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("training of the tables' rows").add_argument
     add("--emb-optimizer", choices=("same", *optimizer_names()), default="same",
         help="update rule of the tables' rows (W1 with MLET, first-order weights too); same: --optimizer")  # fmt: skip
     add("--adam-row-steps", **boolean(),
@@ -316,30 +345,6 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--emb-id-dropout", type=number(0, 1), default=0.0, metavar="P",
         help="in training replace each id with its table's unknown id with probability P, which trains that row"
     )  # fmt: skip
-    add("--early-stop-patience", type=at_least(0), default=0, metavar="N",
-        help="stop after N evaluations in a row without a better validation AUC; 0: never")  # fmt: skip
-    add("--lr-plateau-factor", type=number(0, 1), default=1.0, metavar="X",
-        help="multiply all rates with X at each evaluation without a better validation AUC")  # fmt: skip
-    add("--lr-num-warmup-steps", type=at_least(0), default=0, help="linear warm-up, in optimizer steps")
-    add("--lr-decay-start-step", type=at_least(0), default=0, help="first step of the quadratic decay")
-    add("--lr-num-decay-steps", type=at_least(0), default=0, help="steps of the quadratic decay; 0: none")
-    add("--mlperf-grad-accum-iter", type=at_least(1), default=1, help="batches whose mean gradient makes one step")
-    add("--numpy-rand-seed", type=at_least(0), default=123, help="seed of weights, random data and shuffling")
-    add("--use-gpu", **boolean(), help="train on the first CUDA device, if there is one")
-    add("--cuda-graph", choices=("auto", "off"), default="auto",
-        help="with --use-gpu: launch forward and backward of whole one-hot batches as one CUDA graph")  # fmt: skip
-    add("--precision", choices=("fp32", "bf16"), default="fp32",
-        help="of the dense layers' arithmetic in training; weights and evaluation stay fp32")  # fmt: skip
-    add("--emb-precision", choices=("fp32", "bf16"), default="fp32",
-        help="of the tables in training; bf16 is rounded stochastically, optimizer state stays fp32")  # fmt: skip
-    add(
-        "--compile",
-        **boolean(),
-        help="torch.compile for the dense layers: takes a minute and a C++ compiler at the start",
-    )
-    add("--inference-only", **boolean(), help="evaluate (and export) without training")
-    add("--quantize-mlp-with-bit", type=int, choices=quantize.MLP_BITS, default=32, help="inference: MLPs")
-    add("--quantize-emb-with-bit", type=int, choices=quantize.TABLE_BITS, default=32, help="inference: tables")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
