@@ -163,10 +163,10 @@ def main() -> int:
     return run_study(base, methods_of(name, flags.only, budgets, flags.work, hashed), flags, render, prepare=prepare)
 
 
-def take_budgets() -> list[int]:
+def take_budgets(default: Sequence[int] = BUDGETS) -> list[int]:
     """--budgets 10 100, taken off the command line."""
     if "--budgets" not in sys.argv:
-        return list(BUDGETS)
+        return list(default)
     start = sys.argv.index("--budgets")
     stop = start + 1
     while stop < len(sys.argv) and sys.argv[stop].isdigit() and int(sys.argv[stop]) > 1:

@@ -217,14 +217,19 @@ def job_count(text: str) -> int:
     return int(text)
 
 
-def parse(description: str, seeds: str, methods: Sequence[str]) -> argparse.Namespace:
-    """The command line that studies share; what stands behind -- goes to all runs of the driver."""
+def parse(description: str, seeds: str, methods: Sequence[str], only: Sequence[str] = ()) -> argparse.Namespace:
+    """The command line that studies share; what stands behind -- goes to all runs of the driver.
+
+    Args:
+        description: for --help. seeds: the default of --seeds.
+        methods: what --only takes. only: its default; none: all.
+    """
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
     parser.add_argument("--work", type=Path, default=Path("study_output"), help="folder of runs and prepared data")
     parser.add_argument("--seeds", type=seed_list, default=seed_list(seeds), help="blanks between them")
-    parser.add_argument("--only", nargs="+", choices=methods, default=list(methods), metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=methods, default=list(only or methods), metavar="METHOD")
     parser.add_argument("--jobs", type=job_count, default=1, help="runs at a time")
     flags = parser.parse_args(sys.argv[1:split])
     caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
