@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from datastore.assemble import write_store
 from datastore.collect import Collected, collect
-from datastore.history import check_columns, fixed_indexes, history_key, write_history
+from datastore.history import check_columns, fixed_indexes, history_key, share_among, write_history
 from datastore.index import TableIndex
 from datastore.progress import Progress
 from datastore.reader import Store
@@ -173,5 +173,6 @@ __all__ = [
     "prepare",
     "prepare_history",
     "save_vocabulary",
+    "share_among",
     "source_checksum",
 ]

@@ -98,6 +98,7 @@ FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precisio
 
 
 STORES = Path(".dlrm_store")  # of prepared data that --processed-data-file gives no place
+OVERLAP = "maps carry its labels, which ruins the model; name older rows, or say --hash-overlap=allow"
 HASH_DIM = 4  # of --hash-dim, where no map file has another
 
 # arguments of dlrm that have flags of their own, as in the reference: (flag, default)
@@ -208,7 +209,7 @@ def add_hash_flags(parser: argparse.ArgumentParser) -> None:
         "default 0.5 for maps that need an embedding, which carries labels; else 0: counts of all")  # fmt: skip
     add("--hash-history-file", default="", metavar="RAW",
         help="raw rows of older days, in the data set's format, that maps are learned from instead: the model then "
-        "trains on all its rows, none of which may be in RAW")  # fmt: skip
+        "trains on all training rows; RAW may hold none of them, nor rows of validation and test")  # fmt: skip
     add("--hash-dim", type=at_least(1), default=None, metavar="D",
         help="width of the model that learns the embedding; default 4, or as --hash-map-file has it")  # fmt: skip
     add("--hash-seed", type=at_least(0), default=None, metavar="SEED",
@@ -869,17 +870,27 @@ def open_past(flags: argparse.Namespace, data: Data) -> tuple[Data, list[float] 
     store, history = data.store, history_of(flags)
     if flags.hash_history_file:
         source = open_raw(flags, flags.hash_history_file)
-        if data_utils.source_checksum(source.paths, STORES) == data.checksum:
-            if flags.hash_overlap == "refuse":
-                raise ValueError(
-                    f"--hash-history-file={flags.hash_history_file} is the data that the model is trained on: maps "
-                    "would carry its labels, which ruins the model; name older rows, or say --hash-overlap=allow"
-                )
-            history = [0.0, 1.0]
+        same = data_utils.source_checksum(source.paths, STORES) == data.checksum
+        if same and flags.hash_overlap == "refuse":
+            raise ValueError(f"--hash-history-file={flags.hash_history_file} is the run's own data: {OVERLAP}")
         store = data_utils.Store(data_utils.prepare_history(source, data.store.directory), flags.tasks)
         print(f"History: {store.directory}, {len(store)} rows of {flags.hash_history_file}")
+        history = [0.0, 1.0] if same or overlaps(flags, data, store) else None
     order = store.training_order(flags.data_randomize, np.random.RandomState(map_seed(flags)))
     return replace(data, store=store, train_rows=order), history
+
+
+def overlaps(flags: argparse.Namespace, data: Data, history: data_utils.Store) -> bool:
+    """Whether half of the history's rows or more are trained or tested on, too. Fewer may be by chance: a warning."""
+    trained = part_of(data, flags.train_share) if flags.train_share else data.train_rows
+    rows = np.concatenate([trained, *(data.store.rows_of(split) for split in data.splits)])
+    share = data_utils.share_among(history, data.store, np.sort(rows))
+    if share >= 0.5 and flags.hash_overlap == "refuse":
+        what = f"{share:.0%} of --hash-history-file={flags.hash_history_file} are rows of this run"
+        raise ValueError(f"{what}: {OVERLAP}")
+    if share >= 0.01:
+        print(f"dlrm_mlet.py: warning: {share:.0%} of the history are rows of this run, too", file=sys.stderr)
+    return share >= 0.5
 
 
 def map_seed(flags: argparse.Namespace) -> int:

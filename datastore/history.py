@@ -82,3 +82,39 @@ def write_history(source: Source, done: Collected, target: Path, schema: dict[st
     }
     (target / SCHEMA).write_text(json.dumps(schema | own, indent=1) + "\n")
     np.save(target / "counts.npy", np.concatenate(Store(target).counts_in(range(rows))))
+
+
+def share_among(
+    history: Store, store: Store, rows: np.ndarray | range, sample: int = 4096, chunk: int = 1 << 18
+) -> float:
+    """Which share of the history's rows is among some rows of the store whose ids it has, by a sample of them.
+
+    Rows are the same if all dense values, one-hot ids and labels are: the same events, or such as nothing tells apart.
+
+    Args:
+        history, store: both with the same columns. rows: of the store.
+        sample: rows of the history, evenly spaced. chunk: rows of the store at once.
+    """
+    columns = [
+        *store.schema["labels"],
+        *store.schema["dense"],
+        *(t for t in store.tables if t not in store.schema["multi_hot"]),
+    ]
+    chosen = np.unique(np.linspace(0, len(history) - 1, sample).astype(np.int64))
+    known = _fingerprints(history.records(chosen), columns)
+    found = np.zeros(len(known), bool)
+    for at in range(0, len(rows), chunk):
+        part = rows[at : at + chunk]
+        found |= np.isin(
+            known, _fingerprints(store.records(part if isinstance(part, range) else np.sort(part)), columns)
+        )
+    return float(found.mean())
+
+
+def _fingerprints(records: np.ndarray, columns: list[str]) -> np.ndarray:
+    """One uint64 a record. Through float64, which holds what any store's types hold."""
+    prints = np.zeros(len(records), np.uint64)
+    for column in columns:
+        prints = (prints ^ (records[column].astype(np.float64) + 0.0).view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        prints ^= prints >> np.uint64(29)  # what only the high bits of a float say would never reach the low ones
+    return prints

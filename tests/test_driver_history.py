@@ -1,5 +1,6 @@
 """The driver with maps that are learned from rows of their own, and maps that say how they were learned."""
 
+import gzip
 import json
 import shutil
 
@@ -15,9 +16,17 @@ from mlet.inference import load_collapsed
 
 @pytest.fixture
 def older(small_tsv, tmp_path):
-    """The first 900 of 1,800 training rows, as a file of their own."""
+    """900 rows that come before those of `newer`."""
     path = tmp_path / "older.txt"
     path.write_text("".join(small_tsv.read_text().splitlines(keepends=True)[:900]))
+    return path
+
+
+@pytest.fixture
+def newer(small_tsv, tmp_path):
+    """1,200 rows, 1,032 of them for training."""
+    path = tmp_path / "newer.txt"
+    path.write_text("".join(small_tsv.read_text().splitlines(keepends=True)[900:]))
     return path
 
 
@@ -27,55 +36,78 @@ def checksums(path):
 
 @pytest.mark.parametrize("method", ["learned", "frequency", "graph"])
 def test_maps_of_a_file_are_those_of_the_same_rows_in_the_store(driver, small_tsv, older, method):
-    """Counts, vectors and neighbours; the model then trains on all its rows."""
+    """Counts, vectors and neighbours."""
     if method == "graph":
         pytest.importorskip("sknetwork", reason="graph needs scikit-network")
-    flags = f"--hash-method={method} --data-randomize=none"
-    result = run(driver, small_tsv, f"{flags} --hash-history-file=older.txt --hash-map-file=file.maps")
-    assert "it 29/29 of epoch 0" in result.out and "900 rows of older.txt" in result.out
-    run(driver, small_tsv, f"{flags} --hash-history=0.5 --hash-learn-only --hash-map-file=share.maps")
-    assert checksums(result.folder / "file.maps") == checksums(result.folder / "share.maps")
-    about = load_maps(result.folder / "file.maps")[1]
+    flags = f"--hash-method={method} --data-randomize=none --hash-learn-only"
+    from_file = "--hash-history-file=older.txt --hash-overlap=allow"
+    folder = run(driver, small_tsv, f"{flags} {from_file} --hash-map-file=file.maps").folder
+    run(driver, small_tsv, f"{flags} --hash-history=0.5 --hash-map-file=share.maps")
+    assert checksums(folder / "file.maps") == checksums(folder / "share.maps")
+
+
+@pytest.mark.parametrize("method", ["learned", "frequency"])
+def test_the_model_trains_on_all_its_rows(driver, newer, older, method):
+    result = run(driver, newer, f"--hash-method={method} --hash-history-file=older.txt --hash-map-file=maps")
+    assert "it 17/17 of epoch 0" in result.out and "900 rows of older.txt" in result.out and not result.err
+    about = load_maps(result.folder / "maps")[1]
     assert about["history"] is None and not about["labels"] and len(about["learned"]["--hash-history-file"]) == 64
 
 
-def test_values_that_the_run_does_not_know_are_left_out(driver, small_tsv, older):
+def test_rows_of_the_run_in_the_history_are_noticed(driver, small_tsv, newer, older):
+    """Whatever the file is called or packed as: the rows are compared."""
+    flags = "--hash-method=learned --hash-learn-only --hash-history-file"
+    message = refused(driver, small_tsv, f"{flags}=older.txt --hash-map-file=a")
+    assert "100% of --hash-history-file=older.txt are rows of this run" in message
+    with gzip.open(older.parent / "newer.gz", "wb") as file:
+        file.write(newer.read_bytes())
+    assert "100% of --hash-history-file=newer.gz" in refused(driver, newer, f"{flags}=newer.gz --hash-map-file=a")
+    mixed = older.read_text().splitlines(keepends=True) + newer.read_text().splitlines(keepends=True)[:100]
+    (older.parent / "mixed.txt").write_text("".join(mixed))
+    warned = run(driver, newer, f"{flags}=mixed.txt --hash-map-file=b")
+    assert "warning: 10% of the history are rows of this run, too" in warned.err
+    run(driver, small_tsv, f"{flags}=older.txt --hash-map-file=d --train-share=0.5-1")  # nor trained on, nor tested
+    run(driver, small_tsv, f"{flags}=older.txt --hash-map-file=c --hash-overlap=allow")
+    assert "learned from all training rows" in refused(driver, small_tsv, "--hash-method=learned --hash-map-file=c")
+
+
+def test_values_that_the_run_does_not_know_are_left_out(driver, newer, older):
     known = older.read_text().splitlines()
     fields = [line.split("\t") for line in known[:300]]
     strange = ["\t".join([*row[:14], *(f"{0xE0000000 + n:08x}" for n in range(26))]) for row in fields]
     (older.parent / "more.txt").write_text("\n".join(known + strange) + "\n")
     flags = "--hash-method=frequency --hash-learn-only"
-    run(driver, small_tsv, f"{flags} --hash-history-file=older.txt --hash-map-file=a")
-    run(driver, small_tsv, f"{flags} --hash-history-file=more.txt --hash-map-file=b")
+    run(driver, newer, f"{flags} --hash-history-file=older.txt --hash-map-file=a")
+    run(driver, newer, f"{flags} --hash-history-file=more.txt --hash-map-file=b")
     assert checksums(older.parent / "a") == checksums(older.parent / "b")
     (older.parent / "strange.txt").write_text("\n".join(strange) + "\n")
-    message = refused(driver, small_tsv, "--hash-method=learned --hash-history-file=strange.txt")
+    message = refused(driver, newer, "--hash-method=learned --hash-history-file=strange.txt")
     assert "none of its" in message and "--hash-history-file" in message
 
 
-def test_a_checkpoint_needs_no_history(driver, small_tsv, older):
+def test_a_checkpoint_needs_no_history(driver, newer, older):
     flags = "--hash-method=learned --hash-history-file=older.txt --hash-dim=2"
-    whole = run(driver, small_tsv, f"{flags} --nepochs=2 --save-model=whole")
-    run(driver, small_tsv, f"{flags} --nepochs=1 --save-model=part")
-    assert "was learned" not in run(driver, small_tsv, f"{flags} --load-model=part --inference-only").out
+    whole = run(driver, newer, f"{flags} --nepochs=2 --save-model=whole")
+    run(driver, newer, f"{flags} --nepochs=1 --save-model=part")
+    assert "was learned" not in run(driver, newer, f"{flags} --load-model=part --inference-only").out
     other = older.read_text().splitlines(keepends=True)
     (older.parent / "other.txt").write_text("".join(other[1:]))
     changed = flags.replace("older.txt", "other.txt")
-    assert "learned with another" in refused(driver, small_tsv, f"{changed} --nepochs=2 --resume=part")
+    assert "learned with another" in refused(driver, newer, f"{changed} --nepochs=2 --resume=part")
     older.unlink()
     for store in older.parent.glob("store.history-*"):
         shutil.rmtree(store)
-    resumed = run(driver, small_tsv, f"{flags} --nepochs=2 --resume=part")
+    resumed = run(driver, newer, f"{flags} --nepochs=2 --resume=part")
     assert resumed.events[-1]["test"] == whole.events[-1]["test"]
 
 
-def test_a_map_file_says_how_it_was_learned(driver, small_tsv, older):
+def test_a_map_file_says_how_it_was_learned(driver, newer, older):
     """Asked for in another way it is refused; where nothing is asked it is taken, whatever the model's seed."""
     flags = "--hash-method=learned --hash-map-file=maps"
     learned = "--hash-history-file=older.txt --hash-dim=2 --hash-seed=7"
-    result = run(driver, small_tsv, f"{flags} {learned} --hash-learn-only")
+    result = run(driver, newer, f"{flags} {learned} --hash-learn-only")
     for again in ("", learned, "--numpy-rand-seed=5"):
-        assert "stage 1" not in run(driver, small_tsv, f"{flags} {again} --nepochs=0").out
+        assert "stage 1" not in run(driver, newer, f"{flags} {again} --nepochs=0").out
     (older.parent / "other.txt").write_text(older.read_text() * 2)
     (older.parent / "x.safetensors").write_bytes(b"anything")
     for asked, says in {
@@ -85,13 +117,13 @@ def test_a_map_file_says_how_it_was_learned(driver, small_tsv, older):
         "--hash-embeddings=x.safetensors": "learned without one",
         "--hash-history=0.5": "was learned from the share None, not [0.0, 0.5]",
     }.items():
-        assert says in refused(driver, small_tsv, f"{flags} {asked}")
+        assert says in refused(driver, newer, f"{flags} {asked}")
     maps, about = load_maps(result.folder / "maps")
     about.pop("learned")  # as older versions wrote it
     with open(result.folder / "maps", "wb") as file:
         save_maps(file, maps, about)
-    run(driver, small_tsv, f"{flags} --nepochs=0")
-    assert "maps is too old to say its --hash-dim" in refused(driver, small_tsv, f"{flags} --hash-dim=2")
+    run(driver, newer, f"{flags} --nepochs=0")
+    assert "maps is too old to say its --hash-dim" in refused(driver, newer, f"{flags} --hash-dim=2")
 
 
 def test_the_seed_of_maps_stands_apart(driver, small_tsv):
@@ -137,8 +169,8 @@ def test_shares_in_any_notation():
 
 
 BAD = {
-    "--hash-method=learned --hash-history-file={raw}": "is the data that the model is trained on",
-    "--hash-method=frequency --hash-history-file={raw}": "is the data that the model is trained on",
+    "--hash-method=learned --hash-history-file={raw}": "is the run's own data",
+    "--hash-method=frequency --hash-history-file={raw}": "is the run's own data",
     "--hash-method=learned --hash-history-file=empty.txt": "empty.txt: the file is empty",
     "--hash-method=learned --hash-history-file=table.csv": "table.csv",
     "--hash-method=learned --hash-history-file=absent.txt": "absent.txt",

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from frames import LAYOUT, FrameSource, make_frame
 
-from data_utils import Store, StoreOptions, Vocabulary, prepare, prepare_history
+from data_utils import Store, StoreOptions, Vocabulary, prepare, prepare_history, share_among
 from sources import DataError
 
 
@@ -61,6 +61,23 @@ def test_an_interrupted_one_goes_on(make_source, older):
 def test_missing_labels_are_counted(make_source, older):
     history = Store(store_and_history(make_source, older)[1])
     assert history.schema["labels"] == {"click": 0, "buy": older.frame["buy"].null_count()}
+
+
+def test_rows_in_common_are_counted(make_source, older, tmp_path):
+    """Of a plain Python reading: which rows of the history are among the store's, bags left aside."""
+    store = Store(prepare(make_source(), StoreOptions("kaggle")))
+    frame = pl.concat([make_source().frame[10:40], older.frame[:50], make_source().frame[150:170]])
+    older.frame = frame.with_columns(tags=pl.lit(None, pl.List(pl.String)))
+    history = Store(prepare_history(older, store.directory))
+    assert share_among(history, store, range(200), chunk=64) == 0.5
+    some = np.random.default_rng(0).permutation(200)[:120]
+    there = {tuple(map(float, row)) for row in store.records(some)[[*list(store.schema["dense"]), "click", "user"]]}
+    own = [
+        tuple(map(float, row)) for row in history.records(range(100))[[*list(store.schema["dense"]), "click", "user"]]
+    ]
+    by_hand = np.mean([row in there for row in own])  # rows with a missing age are NaN, equal to nothing here
+    assert by_hand <= share_among(history, store, some) <= 0.5
+    assert 0 < share_among(history, store, some) < 0.5 and share_among(history, store, range(200), sample=10) == 0.5
 
 
 def test_other_columns_and_no_rows_are_refused(make_source, older, tmp_path):
