@@ -8,19 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from reproduce_learned_hash import BASE, LEARNED, RIVALS, take_budgets
+from metrics_table import result_of
+from reproduce_learned_hash import BASE, LEARNED, RIVALS, take_budgets, take_hash_flags
 from study import ROOT, Method, Outcome, Study, chosen, criteo_flags, parse, run_study, table
 
 HALVES = {"first": "--hash-history=0-0.5", "second": "--hash-history=0.5-1"}  # that a map is learned from
+SECOND_SEED = 1000  # a rival's second model has this much more
 DEFAULT = ("modulo", "frequency", "learned")
 
 
-def methods_of(only: Sequence[str], budgets: Sequence[int]) -> list[Method]:
-    """Rivals on all rows, and both halves of each learned method, budget by budget."""
+def methods_of(only: Sequence[str], budgets: Sequence[int], more: str = "") -> list[Method]:
+    """Rivals on all rows, and both halves of each learned method, budget by budget; `more` flags for all."""
     methods = []
     for budget in budgets:
         for name in (name for name in (*RIVALS, *LEARNED) if name in only):
-            flags = f"--hash-method={name} --hash-compression={budget}"
+            flags = f"--hash-method={name} --hash-compression={budget} {more}".rstrip()
             if name in RIVALS:
                 methods.append(Method(f"{name}.{budget}", f"{flags} --hash-history=0"))
             else:
@@ -29,35 +31,37 @@ def methods_of(only: Sequence[str], budgets: Sequence[int]) -> list[Method]:
 
 
 def cross_fitted(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """For each pair of halves, the model that scores with the mean of both."""
-    by_name, more = {each.method.name: each for each in outcomes}, []
-    for name, first in by_name.items():
-        if not name.endswith(".first"):
+    """Pairs of models that score with the mean of both: the halves of learned methods, two seeds of each rival."""
+    methods, more = {each.method.name: each.method for each in outcomes}, []
+    for name, method in methods.items():
+        if name.endswith(".second"):
             continue
-        pair = first, by_name[f"{name.removesuffix('.first')}.second"]
-        results = {
-            seed: mean_of([(each.method, each.results[seed]) for each in pair], study, seed) for seed in study.seeds
-        }
-        more.append(Outcome(Method(f"{name.removesuffix('.first')}.mean"), "", results))
+        stem, is_half = name.removesuffix(".first"), name.endswith(".first")
+        results = {}
+        for seed in study.seeds:
+            other = (methods[f"{stem}.second"], seed) if is_half else (method, seed + SECOND_SEED)
+            if not is_half:
+                study.run(method, "", other[1])
+            results[seed] = mean_of(study, [(method, seed), other])
+        more.append(Outcome(Method(f"{stem}.mean"), "", results))
     return more
 
 
-def mean_of(halves: Sequence[tuple[Method, dict]], study: Study, seed: int) -> dict:
-    """The result event of two models together, as far as tables of results read it."""
+def mean_of(study: Study, pair: Sequence[tuple[Method, int]]) -> dict:
+    """The result event of two models (method, seed) together, as far as tables of results read it."""
     from mlet.metrics import binary_metrics
 
-    paths = [collapsed(study, method, seed) for method, _ in halves]
+    results = [result_of(study.file_of(method, "", seed)) for method, seed in pair]
+    paths = [collapsed(study, method, seed) for method, seed in pair]
     metrics = {}
     for split in ("val", "test"):
         both = [scores(study.work / "store", path, split) for path in paths]
-        for (_, result), (labels, own) in zip(halves, both, strict=True):
+        for path, result, (labels, own) in zip(paths, results, both, strict=True):
             if abs(binary_metrics(labels, own)["auc"] - chosen(result)[split]["auc"]) > 1e-6:
-                raise ValueError(
-                    f"{paths[0].parent.parent}: a collapsed model scores otherwise than its run: start anew"
-                )
+                raise ValueError(f"{path} scores otherwise than its run did: remove {study.work} and start anew")
         metrics[split] = binary_metrics(both[0][0], (both[0][1] + both[1][1]) / 2)
-    size = sum(result["inference_bytes"] for _, result in halves)
-    return {**metrics, "best": None, "seed": seed, "inference_bytes": size, "data_sha256": halves[0][1]["data_sha256"]}
+    size = sum(result["inference_bytes"] for result in results)
+    return {**metrics, "best": None, "inference_bytes": size, "data_sha256": results[0]["data_sha256"]}
 
 
 def collapsed(study: Study, method: Method, seed: int) -> Path:
@@ -102,7 +106,8 @@ def main() -> int:
     if not set(flags.only) & set(LEARNED):
         print(f"error: --only names none of {', '.join(LEARNED)}: there is nothing to cross-fit", file=sys.stderr)
         return 2
-    return run_study(f"{BASE} {criteo_flags(flags.data)}", methods_of(flags.only, budgets), flags, render, cross_fitted)
+    methods = methods_of(flags.only, budgets, take_hash_flags(flags))
+    return run_study(f"{BASE} {criteo_flags(flags.data)}", methods, flags, render, cross_fitted)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import shlex
 import statistics
@@ -147,9 +148,7 @@ def main() -> int:
         print(f"error: first {', '.join(SETS)}, then its data (synthetic: none)", file=sys.stderr)
         return 2
     base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
-    more = shlex.split(flags.more)
-    flags.more = shlex.join(word for word in more if not word.startswith("--hash-"))
-    hashed = shlex.join(word for word in more if word.startswith("--hash-"))  # not for models with a row an id
+    hashed = take_hash_flags(flags)
 
     def render(outcomes: Sequence[Outcome]) -> str:
         cells = [numbers(each) for each in outcomes]
@@ -161,6 +160,13 @@ def main() -> int:
 
     prepare = write_planted if name == "synthetic" else None
     return run_study(base, methods_of(name, flags.only, budgets, flags.work, hashed), flags, render, prepare=prepare)
+
+
+def take_hash_flags(flags: argparse.Namespace) -> str:
+    """The --hash- flags behind --, taken off those of all runs: preparing, and models with a row an id, refuse them."""
+    more = shlex.split(flags.more)
+    flags.more = shlex.join(word for word in more if not word.startswith("--hash-"))
+    return shlex.join(word for word in more if word.startswith("--hash-"))
 
 
 def take_budgets(default: Sequence[int] = BUDGETS) -> list[int]:

@@ -1,5 +1,6 @@
 """Cross-fitting: its cells, the mean of two models, and one small run of all of it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,31 +29,27 @@ def test_learned_methods_come_in_two_halves_and_rivals_train_on_all_rows():
 
 @pytest.fixture
 def two_models(monkeypatch, tmp_path):
-    """Two models whose scores are known; returns the study and their result events."""
+    """A study with two models whose scores are known; returns it, and the pair."""
+    study, by_name = Study("", tmp_path, [1]), {"a": FIRST, "b": SECOND}
     monkeypatch.setattr(script, "collapsed", lambda study, method, seed: tmp_path / method.name / "c")
-    monkeypatch.setattr(
-        script, "scores", lambda store, path, split: (LABELS, {"a": FIRST, "b": SECOND}[path.parent.name])
-    )
-    halves = []
-    for name, own in (("a", FIRST), ("b", SECOND)):
+    monkeypatch.setattr(script, "scores", lambda store, path, split: (LABELS, by_name[path.parent.name]))
+    for name, own in by_name.items():
         metrics = binary_metrics(LABELS, own)
-        result = {"best": None, "test": metrics, "val": metrics, "inference_bytes": 5, "data_sha256": "x"}
-        halves.append((Method(name), result))
-    return Study("", tmp_path, [1]), halves
+        result = {"event": "result", "best": None, "test": metrics, "val": metrics, "inference_bytes": 5}
+        study.file_of(Method(name), "", 1).write_text(json.dumps(result | {"data_sha256": "x"}))
+    return study, [(Method("a"), 1), (Method("b"), 1)]
 
 
 def test_the_mean_of_scores_is_what_is_measured(two_models):
-    study, halves = two_models
-    both = script.mean_of(halves, study, 1)
+    both = script.mean_of(*two_models)
     assert both["test"] == both["val"] == binary_metrics(LABELS, (FIRST + SECOND) / 2)
     assert both["inference_bytes"] == 10
 
 
-def test_a_model_that_is_not_the_run_s_is_noticed(two_models):
-    study, halves = two_models
-    halves[1][1]["test"] = {**halves[1][1]["test"], "auc": 0.99}
+def test_a_model_that_is_not_the_run_s_is_noticed(two_models, monkeypatch):
+    monkeypatch.setattr(script, "scores", lambda store, path, split: (LABELS, 1 - SECOND))
     with pytest.raises(ValueError, match="scores otherwise than its run"):
-        script.mean_of(halves, study, 1)
+        script.mean_of(*two_models)
 
 
 @pytest.mark.slow
@@ -66,7 +63,13 @@ def test_the_command_runs(small_tsv, tmp_path, shell_environment):
     first = run(*command, *more)
     assert first.returncode == 0, first.stderr
     text = (tmp_path / "out" / "table.md").read_text()
-    for name in ("modulo.5", "learned-embedding.5.first", "learned-embedding.5.second", "learned-embedding.5.mean"):
+    for name in (
+        "modulo.5",
+        "modulo.5.mean",
+        "learned-embedding.5.first",
+        "learned-embedding.5.second",
+        "learned-embedding.5.mean",
+    ):
         assert f"| {name} |" in text
     again = run(*command, *more)
     assert again.returncode == 0 and (tmp_path / "out" / "table.md").read_text() == text
