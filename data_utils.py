@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from datastore.assemble import write_store
-from datastore.collect import collect
+from datastore.collect import Collected, collect
+from datastore.history import check_columns, fixed_indexes, history_key, share_among, write_history
+from datastore.index import TableIndex
 from datastore.progress import Progress
 from datastore.reader import Store
 from datastore.schema import SCHEMA, StoreOptions, is_store, read_schema, source_checksum, store_key
@@ -54,7 +58,30 @@ def prepare(source: Source, options: StoreOptions, directory: str = "", folder: 
     check_writable(target, directory=True, marker=SCHEMA)  # also because a lock cannot tell a bad place from a busy one
     with _alone(target):
         if not is_store(target):
-            _prepare(source, options, target, checksum, key)
+            _prepare(
+                source, options, target, key, lambda done, to: write_store(source, options, done, to, checksum, key)
+            )
+    return target
+
+
+def prepare_history(source: Source, store: Path, folder: str = ".dlrm_store") -> Path:
+    """Return the store of older rows in the ids of another store, written beside that one now or found complete.
+
+    As `prepare`; values that the vocabulary of `store` lacks become the unknown id. All rows are its training part.
+
+    Raises:
+        ValueError: other columns than those of `store`; and as `prepare`.
+    """
+    schema = read_schema(store)
+    check_columns(source.layout, schema, str(source.paths[0]))
+    checksum = source_checksum(source.paths, Path(folder))
+    key = history_key(checksum, schema["key"])
+    target = store.with_name(f"{store.name}.history-{key}")
+    with _alone(target):
+        if not is_store(target):
+            options, indexes = StoreOptions(**schema["options"]), fixed_indexes(store, schema)
+            write = functools.partial(write_history, source, schema=schema, checksum=checksum)
+            _prepare(source, options, target, key, write, indexes)
     return target
 
 
@@ -101,17 +128,25 @@ def _state_of(source: Source) -> list[tuple[int, int]]:
     return [(path.stat().st_size, path.stat().st_mtime_ns) for path in source.paths]
 
 
-def _prepare(source: Source, options: StoreOptions, target: Path, checksum: str, key: str) -> None:
+def _prepare(
+    source: Source,
+    options: StoreOptions,
+    target: Path,
+    key: str,
+    write: Callable[[Collected, Path], None],
+    indexes: dict[str, TableIndex] | None = None,
+) -> None:
+    """Collect the raw rows, with ids of `indexes` or new ones, and let `write` make the store of them."""
     work = target.with_name(f".{target.name}.parts")
     progress = Progress(source, target.parent)
     with atomic_directory(target, marker=SCHEMA) as partial:
         try:
             before = _state_of(source)
-            done = collect(source, options, work, key, progress)
+            done = collect(source, options, work, key, progress, indexes)
             progress.close()
             if _state_of(source) != before:
                 raise DataError(f"{', '.join(map(str, source.paths))}: changed while being read: run again")
-            write_store(source, options, done, partial, checksum, key)
+            write(done, partial)
         except DataError:
             shutil.rmtree(work, ignore_errors=True)  # mended data has another checksum: the parts are of no use
             raise
@@ -129,4 +164,15 @@ def _prepare(source: Source, options: StoreOptions, target: Path, checksum: str,
         print(f"Left out {skipped} rows that cannot be read, the first: {first}", flush=True)
 
 
-__all__ = ["SCHEMA", "DataError", "Store", "StoreOptions", "Vocabulary", "prepare", "save_vocabulary"]
+__all__ = [
+    "SCHEMA",
+    "DataError",
+    "Store",
+    "StoreOptions",
+    "Vocabulary",
+    "prepare",
+    "prepare_history",
+    "save_vocabulary",
+    "share_among",
+    "source_checksum",
+]

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -47,7 +48,7 @@ from tqdm import tqdm
 import data_utils
 import hashing
 import mlet
-from datastore.schema import FITS, ID_ORDERS
+from datastore.schema import FITS, ID_ORDERS, read_schema
 from hashing.cce import recluster
 from hashing.report import collision_report
 from mlet import checkpoint, export, memory, quantize
@@ -60,7 +61,7 @@ from mlet.embedding import initial_projection
 from mlet.files import atomic_file, check_writable, recover_directory
 from mlet.free_memory import available_bytes, runtime_bytes
 from mlet.id_dropout import drop_ids
-from mlet.inference import collapse, full_config, inference_tensors, save_collapsed
+from mlet.inference import collapse, full_config, inference_tensors, is_collapsed, load_collapsed, save_collapsed
 from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
@@ -77,7 +78,7 @@ from optim.row_clip import clip_row_gradients
 from optim.row_decay import RowDecay
 from optim.row_rate import KINDS, RowRate
 from optim.schedule import learning_rate_scale, scale_rates, warmup_decay
-from sources import Batch, SourceOptions, open_source, source_names
+from sources import Batch, Source, SourceOptions, open_source, source_names
 from sources.prefetch import prefetch
 from sources.random import RandomData
 
@@ -100,8 +101,12 @@ FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precisio
     num_workers test_num_workers debug_mode enable_profiling tensor_board_filename metrics_file save_model load_model
     resume save_collapsed save_onnx mlperf_logging mlperf_acc_threshold mlperf_auc_threshold processed_data_file
     raw_data_file memory_map use_gpu cuda_graph prepare_only spectra frequency_report early_stop_patience hash_map_file
-    hash_embeddings hash_learn_only hash_report""".split()
+    hash_embeddings hash_learn_only hash_report hash_history_file hash_dim hash_seed""".split()
 
+
+STORES = Path(".dlrm_store")  # of prepared data that --processed-data-file gives no place
+OVERLAP = "maps carry its labels, which ruins the model; name older rows, or say --hash-overlap=allow"
+HASH_DIM = 4  # of --hash-dim, where no map file has another
 
 # arguments of dlrm that have flags of their own, as in the reference: (flag, default)
 DLRM_FLAGS = {"interaction": ("--arch-interaction-op", "dot"), "itself": ("--arch-interaction-itself", False)}
@@ -211,10 +216,17 @@ def add_hash_flags(parser: argparse.ArgumentParser) -> None:
     add("--hash-history", type=history_range, default=None, metavar="SHARE",
         help="first share of the training rows, or FROM-TO: maps are learned from it, the model from the rest; "
         "default 0.5 for maps that need an embedding, which carries labels; else 0: counts of all")  # fmt: skip
-    add("--hash-dim", type=at_least(1), default=4, metavar="D", help="width of the model that learns the embedding")
+    add("--hash-history-file", default="", metavar="RAW",
+        help="raw rows of older days, in the data set's format, that maps are learned from instead: the model then "
+        "trains on all training rows; RAW may hold none of them, nor rows of validation and test")  # fmt: skip
+    add("--hash-dim", type=at_least(1), default=None, metavar="D",
+        help="width of the model that learns the embedding; default 4, or as --hash-map-file has it")  # fmt: skip
+    add("--hash-seed", type=at_least(0), default=None, metavar="SEED",
+        help="seed of the maps; default --numpy-rand-seed, or as --hash-map-file has it")  # fmt: skip
     add("--hash-embeddings", default="", metavar="PATH",
         help="take the embedding from a checkpoint, trained with its own --train-share, or from a safetensors file: "
-        "[ids, width] a table, rows in the order of ids; labels of the training rows must not be in it")  # fmt: skip
+        "that of --save-collapsed, or [ids, width] a table, rows in the order of ids; labels of the training rows "
+        "must not be in it")  # fmt: skip
     add("--hash-overlap", choices=("refuse", "allow"), default="refuse",
         help="allow: train on rows whose labels the map has learned, too (it ruins the model; a control)")  # fmt: skip
     add("--hash-learn-only", **boolean(), help="write --hash-map-file and stop")
@@ -452,7 +464,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
 
 def share_range(text: str) -> list[float]:
     """0.5-1 -> [0.5, 1.0], ascending within 0 to 1."""
-    bounds = [number(0, 1)(word) for word in text.split("-")]
+    bounds = [number(0, 1)(word) for word in re.split("(?<![eE])-", text)]  # the minus of 1e-1 parts nothing
     if len(bounds) != 2 or bounds[0] >= bounds[1]:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form FROM-TO, such as 0.5-1")
     return bounds
@@ -460,7 +472,7 @@ def share_range(text: str) -> list[float]:
 
 def history_range(text: str) -> list[float]:
     """0.5 -> [0, 0.5], 0.5-1 -> [0.5, 1]; 0 is no range."""
-    if "-" in text:
+    if re.search("(?<![eE])-", text):
         return share_range(text)
     return [0.0, share] if (share := number(0, 1)(text)) else []
 
@@ -628,7 +640,8 @@ def check_hashing(flags: argparse.Namespace) -> None:
     method = flags.hash_method
     if method == "none":
         unused = {"hash_map_file": "", "hash_embeddings": "", "hash_option": [], "hash_learn_only": False}
-        unused |= {"hash_history": None, "hash_compression": 10.0, "hash_min_rows": 200, "hash_dim": 4}
+        unused |= {"hash_history": None, "hash_compression": 10.0, "hash_min_rows": 200, "hash_dim": None}
+        unused |= {"hash_history_file": "", "hash_seed": None}
         for name, default in (unused | {"hash_overlap": "refuse"}).items():
             if getattr(flags, name) != default:
                 raise ValueError(f"--{name.replace('_', '-')} needs --hash-method")
@@ -647,7 +660,9 @@ def check_hashing(flags: argparse.Namespace) -> None:
         raise ValueError(
             "--hash-embeddings brings embedding and history: it is for methods that need one, without --hash-history"
         )
-    if "vectors" in needs and not history_of(flags) and not flags.hash_embeddings:
+    if flags.hash_history_file:
+        check_history_file(flags, needs)
+    elif "vectors" in needs and not history_of(flags) and not flags.hash_embeddings:
         raise ValueError(
             f"--hash-method={method} with --hash-history=0 has no rows to learn from: give a share of the training rows"
         )
@@ -655,8 +670,23 @@ def check_hashing(flags: argparse.Namespace) -> None:
         raise ValueError("--hash-history=1 leaves no rows to train on: give a smaller share, or --hash-overlap=allow")
 
 
+def check_history_file(flags: argparse.Namespace, needs: Sequence[str]) -> None:
+    """What cannot go with --hash-history-file."""
+    if flags.hash_history is not None or flags.hash_embeddings:
+        raise ValueError("--hash-history-file is the whole history: leave out --hash-history and --hash-embeddings")
+    if not needs:
+        raise ValueError(f"--hash-method={flags.hash_method} learns nothing: leave out --hash-history-file")
+    if not flags.raw_data_file:
+        raise ValueError("--hash-history-file needs --raw-data-file: generated data has no older days")
+
+
 def history_of(flags: argparse.Namespace) -> list[float] | None:
-    """Share FROM, TO of the training rows that maps are learned from; None: labels play no part, all are counted."""
+    """Share FROM, TO of the training rows that maps are learned from.
+
+    None: all are counted and labels play no part, or they come from elsewhere.
+    """
+    if flags.hash_history_file:
+        return None
     if flags.hash_history is not None:
         return flags.hash_history or None
     return [0.0, 0.5] if "vectors" in hashing.method_needs(flags.hash_method) else None
@@ -800,9 +830,7 @@ def part_of(data: Data, share: Sequence[float]) -> np.ndarray:
 
 def open_store(flags: argparse.Namespace) -> data_utils.Store:
     """The prepared data that the flags name, prepared now if it is not yet."""
-    settings = dict(option.split("=", 1) for option in flags.data_option)
-    options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, Path(".dlrm_store"), flags.bad_rows, settings)
-    source = open_source(flags.data_set, flags.raw_data_file, options)
+    source = open_raw(flags, flags.raw_data_file)
     check_bottom(flags, len(source.layout.dense))
     for name in task_names(flags):
         if name not in source.layout.labels:
@@ -822,6 +850,13 @@ def open_store(flags: argparse.Namespace) -> data_utils.Store:
     store = data_utils.Store(directory, task_names(flags))
     print(f"Data: {store.directory}, {store.summary()}")
     return store
+
+
+def open_raw(flags: argparse.Namespace, path: str) -> Source:
+    """Raw data in the format of --data-set."""
+    settings = dict(option.split("=", 1) for option in flags.data_option)
+    options = SourceOptions(flags.synthetic_rows, flags.synthetic_seed, STORES, flags.bad_rows, settings)
+    return open_source(flags.data_set, path, options)
 
 
 def open_random_data(flags: argparse.Namespace) -> Data:
@@ -873,6 +908,8 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
     if flags.hash_method == "none":
         return choose_rows(flags, data, {"history": None, "labels": False}), None
     path = os.path.realpath(flags.hash_map_file) if flags.hash_map_file else ""
+    if path and Path(path).is_relative_to(os.path.realpath(data.store.directory)):
+        raise ValueError(f"{flags.hash_map_file} lies inside the prepared data {data.store.directory}: choose another")
     if flags.resume or flags.load_model:
         maps, about = maps_of_checkpoint(flags, data)
     elif path and Path(path).exists():
@@ -881,6 +918,7 @@ def add_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tup
         print(f"Hash maps: {flags.hash_map_file}, {len(maps)} tables")
     else:
         maps, about = learn_maps(flags, data, device)
+        torch.manual_seed(flags.numpy_rand_seed)  # dropout is to be drawn as if the maps had come from a file
         if path:
             with atomic_file(path) as file:
                 hashing.save_maps(file, maps, about)
@@ -920,27 +958,27 @@ def training_share(flags: argparse.Namespace, about: dict) -> Sequence[float] | 
 
 def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> tuple[dict[str, hashing.IdMap], dict]:
     """Fit the maps of all tables that are large enough. Returns them and what they come from."""
-    method, history, vectors = flags.hash_method, history_of(flags), None
-    needs = hashing.method_needs(method)
+    method, needs, vectors = flags.hash_method, hashing.method_needs(flags.hash_method), None
     large = {name: n for name, n in data.tables.items() if n > flags.hash_min_rows}
     if not large:
         raise ValueError(f"--hash-method={method}: no table has more than --hash-min-rows={flags.hash_min_rows} ids")
+    past, history = open_past(flags, data)
     if flags.hash_embeddings:
         vectors, history = given_vectors(flags.hash_embeddings, data, list(large))
-    rows = part_of(data, history) if history else data.train_rows
-    labels = "vectors" in needs and history is not None
-    about = {"store": data.key, "history": history, "labels": labels, "asked": asked_of_maps(flags)}
+    rows = part_of(past, history) if history else past.train_rows
+    about = {"store": data.key, "history": history, "labels": "vectors" in needs and history is not None}
+    about |= {"asked": asked_of_maps(flags), "learned": origin_of(flags)}
     if not flags.hash_learn_only and (share := training_share(flags, about)):
         part_of(data, share)  # both refuse now what they would refuse after hours of learning
-    counts = dict(zip(data.tables, data.store.counts_in(rows), strict=True)) if needs else {}
+    counts = dict(zip(data.tables, past.store.counts_in(rows), strict=True)) if needs else {}
     for name in large if needs else ():
         if not counts[name][:-1].any():
             raise ValueError(
                 f"table {name}: none of its {large[name]} ids occurs in the history that maps are learned from: choose "
-                "another --hash-history, or leave the table out with --hash-min-rows"
+                "another --hash-history or --hash-history-file, or leave the table out with --hash-min-rows"
             )
     if "vectors" in needs and vectors is None:
-        vectors = learn_vectors(flags, data, rows, device)
+        vectors = learn_vectors(flags, past, rows, device)
     print(f"Hash maps: method {method}, {len(large)} tables" + (f", fitted to {len(rows)} rows" if needs else ""))
     maps = {}
     for t, (name, n) in enumerate(data.tables.items()):
@@ -951,11 +989,47 @@ def learn_maps(flags: argparse.Namespace, data: Data, device: torch.device) -> t
                 rows=max(hashing.least_rows(method), round(n / flags.hash_compression)),
                 counts=counts[name][:-1] if needs else None,
                 vectors=vectors[name] if vectors else None,
-                neighbours=data.store.neighbours_of(name, rows) if "neighbours" in needs else None,
-                seed=(flags.numpy_rand_seed * 4099 + t) % (1 << 32),
+                neighbours=past.store.neighbours_of(name, rows) if "neighbours" in needs else None,
+                seed=(map_seed(flags) * 4099 + t) % (1 << 32),
             )
             maps[name] = hashing.fit_map(method, request, **hashing.parse_options(method, flags.hash_option))
     return maps, about
+
+
+def open_past(flags: argparse.Namespace, data: Data) -> tuple[Data, list[float] | None]:
+    """The rows that may teach the maps, ordered by the maps' seed; and which share of the training rows is history.
+
+    The share is None where no training row's label gets into the maps.
+    """
+    store, history = data.store, history_of(flags)
+    if flags.hash_history_file:
+        source = open_raw(flags, flags.hash_history_file)
+        same = data_utils.source_checksum(source.paths, STORES) == data.checksum
+        if same and flags.hash_overlap == "refuse":
+            raise ValueError(f"--hash-history-file={flags.hash_history_file} is the run's own data: {OVERLAP}")
+        store = data_utils.Store(data_utils.prepare_history(source, data.store.directory), task_names(flags))
+        print(f"History: {store.directory}, {len(store)} rows of {flags.hash_history_file}")
+        history = [0.0, 1.0] if same or overlaps(flags, data, store) else None
+    order = store.training_order(flags.data_randomize, np.random.RandomState(map_seed(flags)))
+    return replace(data, store=store, train_rows=order), history
+
+
+def overlaps(flags: argparse.Namespace, data: Data, history: data_utils.Store) -> bool:
+    """Whether half of the history's rows or more are trained or tested on, too. Fewer may be by chance: a warning."""
+    trained = part_of(data, flags.train_share) if flags.train_share else data.train_rows
+    rows = np.concatenate([trained, *(data.store.rows_of(split) for split in data.splits)])
+    share = data_utils.share_among(history, data.store, np.sort(rows))
+    if share >= 0.5 and flags.hash_overlap == "refuse":
+        what = f"{share:.0%} of --hash-history-file={flags.hash_history_file} are rows of this run"
+        raise ValueError(f"{what}: {OVERLAP}")
+    if share >= 0.01:
+        print(f"dlrm_mlet.py: warning: {share:.0%} of the history are rows of this run, too", file=sys.stderr)
+    return share >= 0.5
+
+
+def map_seed(flags: argparse.Namespace) -> int:
+    """Of everything that is drawn while maps are learned."""
+    return flags.numpy_rand_seed if flags.hash_seed is None else flags.hash_seed
 
 
 def asked_of_maps(flags: argparse.Namespace) -> dict:
@@ -967,6 +1041,25 @@ def asked_of_maps(flags: argparse.Namespace) -> dict:
         "--hash-compression": flags.hash_compression,
         "--hash-min-rows": flags.hash_min_rows,
         "--hash-option": options,
+    }
+
+
+def origin_of(flags: argparse.Namespace) -> dict:
+    """How maps are learned, beside `asked_of_maps`; files by their checksums, None where a flag plays no part.
+
+    A map file answers to those of the flags that are given, see `check_origin`.
+    """
+    embeddings, history = Path(flags.hash_embeddings), ()
+    if embeddings.is_dir():
+        embeddings = find_checkpoint(flags.hash_embeddings, "best", "last") / checkpoint.TENSORS
+    if flags.hash_history_file:
+        history = open_raw(flags, flags.hash_history_file).paths
+    has_stage_1 = "vectors" in hashing.method_needs(flags.hash_method) and not flags.hash_embeddings
+    return {
+        "--hash-dim": (flags.hash_dim or HASH_DIM) if has_stage_1 else None,
+        "--hash-seed": map_seed(flags),
+        "--hash-history-file": data_utils.source_checksum(history, STORES) if history else None,
+        "--hash-embeddings": data_utils.source_checksum([embeddings], STORES) if flags.hash_embeddings else None,
     }
 
 
@@ -1018,13 +1111,34 @@ def check_maps(
             raise ValueError(f"{path} was made with {flag}={about['asked'][flag]}, this run asks for {asked}")
     if flags.hash_history is not None and about["history"] != history_of(flags):
         raise ValueError(f"{path} was learned from the share {about['history']}, not {history_of(flags)}")
+    check_origin(flags, about.get("learned", {}), path)
+
+
+def check_origin(flags: argparse.Namespace, saved: dict, path: str | Path) -> None:
+    """Maps from a file must have been learned as the flags say that are given; others do not matter to it."""
+    try:
+        asked = origin_of(flags)
+    except FileNotFoundError:
+        if flags.resume or flags.load_model:
+            return  # a checkpoint has its maps; what they were learned from may be gone
+        raise
+    for flag, value in asked.items():
+        given = getattr(flags, flag[2:].replace("-", "_"))
+        if given in (None, ""):
+            continue
+        if flag not in saved:
+            raise ValueError(f"{path} is too old to say its {flag}: leave the flag out, or learn the maps again")
+        if saved[flag] != value:
+            with_what = f"with {'another' if isinstance(value, str) else saved[flag]}"
+            made = "without one" if saved[flag] is None else with_what
+            raise ValueError(f"{path}: this run asks for {flag}={given}, but its maps were learned {made}")
 
 
 def learn_vectors(
     flags: argparse.Namespace, data: Data, rows: np.ndarray, device: torch.device
 ) -> dict[str, np.ndarray]:
     """Stage 1: one epoch of the same model, as narrow as --hash-dim and with a row for each id, on the history."""
-    width = flags.hash_dim
+    width, seed = flags.hash_dim or HASH_DIM, map_seed(flags)
     print(f"Hash maps, stage 1: a model of width {width} on {len(rows)} rows of history")
     changed = {
         **{"arch_sparse_feature_size": width, "arch_mlp_bot": [*flags.arch_mlp_bot[:-1], width], "nepochs": 1},
@@ -1032,13 +1146,14 @@ def learn_vectors(
         **{"emb_lr_frequency": "none", "emb_idle_decay": 0.0, "emb_clip": 0.0, "emb_id_dropout": 0.0},
         **{"save_model": "", "resume": "", "metrics_file": None, "tensor_board_filename": None, "spectra": False},
         **{"early_stop_patience": 0, "mlperf_acc_threshold": 0.0, "mlperf_auc_threshold": 0.0, "test_freq": -1},
-        **{"enable_profiling": False, "inference_only": False, "num_batches": 0},
+        **{"enable_profiling": False, "inference_only": False, "num_batches": 0, "numpy_rand_seed": seed},
     }
     low = argparse.Namespace(**{**vars(flags), **changed})
     history = replace(with_training_rows(low, data, rows), splits=())  # nobody wants to know how good it is
     check_memory(low, history, device)
-    rng = np.random.RandomState(flags.numpy_rand_seed)
+    rng = np.random.RandomState(seed)
     data.store.training_order(flags.data_randomize, rng)  # weights as a run of its own on these rows would draw them
+    torch.manual_seed(seed)
     model = make_model(low, history, rng).to(device)
     Trainer(low, history, model, device, rng).fit()
     return vectors_of(model)
@@ -1057,13 +1172,23 @@ def vectors_of(model: nn.Module) -> dict[str, np.ndarray]:
     return vectors
 
 
+def file_vectors(path: str, data: Data) -> dict[str, np.ndarray]:
+    """The vectors of ids in a file of --save-collapsed, or in one of somebody's own with a tensor a table."""
+    if is_collapsed(path):
+        folder = export.vocabulary_path(path)
+        if folder.is_dir() and read_schema(folder)["key"] != data.key:
+            raise ValueError(f"{path} was trained on other data, or data prepared with other flags: its ids do not fit")
+        return vectors_of(load_collapsed(path))
+    try:
+        return {table: values.float().numpy() for table, values in load_file(path).items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is neither a checkpoint nor a safetensors file: {error}") from None
+
+
 def given_vectors(path: str, data: Data, tables: Sequence[str]) -> tuple[dict[str, np.ndarray], list[float] | None]:
     """The embedding that --hash-embeddings names, and the share of the training rows whose labels are in it."""
     if Path(path).is_file():
-        try:
-            vectors = {table: values.float().numpy() for table, values in load_file(path).items()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is neither a checkpoint nor a safetensors file: {error}") from None
+        vectors = file_vectors(path, data)
         for table in tables:
             if table not in vectors:
                 raise ValueError(f"{path} has no embedding of table {table} (it has: {', '.join(sorted(vectors))})")
@@ -2279,7 +2404,7 @@ def check_output_paths(flags: argparse.Namespace) -> None:
         for name in ("last", "best"):
             check_writable_checkpoint(Path(flags.save_model), name)
     inputs = [flags.raw_data_file, flags.processed_data_file, flags.load_model, flags.predict, flags.load_onnx]
-    inputs += [flags.hash_embeddings, flags.hash_map_file if read_maps else ""]
+    inputs += [flags.hash_embeddings, flags.hash_history_file, flags.hash_map_file if read_maps else ""]
     outputs = [
         new_maps,
         flags.metrics_file,

@@ -77,6 +77,12 @@ def write_store(source: Source, options: StoreOptions, done: Collected, target: 
     (target / SCHEMA).write_text(json.dumps(schema, indent=1) + "\n")
 
 
+def write_encoded(done: Collected, split: Split, table_rows: dict[str, int], target: Path) -> None:
+    """Write rows whose ids are final already, as they came: rows.npy and the bags."""
+    types = done.types | {table: id_type(table_rows[table]) for table in done.one_hot}
+    _write_rows(done, _Plan(split, None, {}, table_rows, record_type(types)), target)
+
+
 # --------------------------------------------------------------------------------------------------------- split
 
 

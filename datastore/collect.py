@@ -78,13 +78,21 @@ class Collected:
             self.types[name] = common_type(self.types.get(name, dtype), dtype)
 
 
-def collect(source: Source, options: StoreOptions, folder: Path, key: str, progress: Progress) -> Collected:
-    """Read what is not read yet of a source into parts.
+def collect(
+    source: Source,
+    options: StoreOptions,
+    folder: Path,
+    key: str,
+    progress: Progress,
+    indexes: dict[str, TableIndex] | None = None,
+) -> Collected:
+    """Read what is not read yet of a source into parts. `indexes` are the tables' vocabularies; None: new ones.
 
     Raises:
         DataError: a raw row cannot be read; the parts before it stay. OSError: unreadable, out of disk.
     """
-    done = _take_up(source.layout, options, folder, key)
+    indexes = indexes or {table: TableIndex(table, options.max_ind_range) for table in source.layout.tables}
+    done = _take_up(source.layout, indexes, bool(options.sub_sample_rate), folder, key)
     start = done.parts[-1].end if done.parts else None
     progress.resume(start, done.raw_rows, sum(part.skipped for part in done.parts))
     rng = np.random.RandomState(options.sub_sample_seed)
@@ -129,10 +137,9 @@ def _by_part(blocks: Iterator[Block], progress: Progress) -> Iterator[list[Block
         yield waiting
 
 
-def _take_up(layout: Layout, options: StoreOptions, folder: Path, key: str) -> Collected:
+def _take_up(layout: Layout, indexes: dict[str, TableIndex], sampled: bool, folder: Path, key: str) -> Collected:
     """What a former run of the same key has finished; anything else in the folder is cleared."""
-    indexes = {table: TableIndex(table, options.max_ind_range) for table in layout.tables}
-    done = Collected(folder, layout, indexes, bool(options.sub_sample_rate))
+    done = Collected(folder, layout, indexes, sampled)
     header = {"format": FORMAT_VERSION, "key": key}
     for part, records, bags, extra in finished_parts(folder, header):
         done.parts.append(part)

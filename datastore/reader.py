@@ -187,6 +187,10 @@ class Store:
         offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
         return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(offsets)
 
+    def records(self, rows: np.ndarray | range) -> np.ndarray:
+        """The given rows as they are stored: structured, labels, raw dense values and one-hot ids by column name."""
+        return self._records[_index(rows)]
+
     def ids_in(self, rows: np.ndarray | range, chunk: int = 1 << 18) -> list[np.ndarray]:
         """Which ids of each table occur in these rows: one bool array [n] a table."""
         seen = [np.zeros(n + 1, bool) for n in self.tables.values()]

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -37,11 +38,7 @@ class Vocabulary:
             multi_hot=tuple(self.schema["multi_hot"]),
         )
         self._transform = DenseTransform(self.schema["dense"])
-        self._indexes = {name: self._read_index(name) for name in self.layout.tables}
-
-    def _read_index(self, table: str) -> TableIndex:
-        values = pl.read_parquet(self.directory / "vocabulary" / f"{table}.parquet")["value"]
-        return TableIndex.of_values(table, self.schema["options"]["max_ind_range"], self.schema["kinds"][table], values)
+        self._indexes = {name: read_index(self.directory, self.schema, name) for name in self.layout.tables}
 
     def encode(self, frame: pl.DataFrame) -> Batch:
         """Raw rows as one batch, without labels (the labels are empty, [B, 0]); unknown values get the unknown id."""
@@ -77,6 +74,12 @@ class Vocabulary:
             for block in blocks:
                 for frame in block.frame.iter_slices(rows):
                     yield self.encode(frame)
+
+
+def read_index(directory: Path, schema: dict[str, Any], table: str, kind: type[TableIndex] = TableIndex) -> TableIndex:
+    """The vocabulary of one table, of a store or of a directory that `save_vocabulary` wrote."""
+    values = pl.read_parquet(directory / "vocabulary" / f"{table}.parquet")["value"]
+    return kind.of_values(table, schema["options"]["max_ind_range"], schema["kinds"][table], values)
 
 
 def save_vocabulary(store: str | Path, target: str | Path) -> None:

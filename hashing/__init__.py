@@ -221,4 +221,4 @@ register_method("learned-embedding", "hashing.learned", "embedding_alone", needs
 register_method("learned-frequency", "hashing.learned", "frequency_alone", needs=["counts"], min_count=1)
 register_method("sketch", "hashing.sketch", needs=["counts"], hot=0.5)
 register_method("cce", "hashing.cce", needs=["counts"], lookups=2, parts=2)
-register_method("graph", "hashing.graph", needs=["counts", "neighbours"], resolution=1.0)
+register_method("graph", "hashing.graph", needs=["counts", "neighbours"], resolution=0.0)

@@ -9,6 +9,7 @@ with w the weight of all edges, e_c of those inside c, a_c and b_c the weighted 
 Labels play no part, so such a map cannot leak them.
 
 Louvain decides how many clusters there are, the budget how many rows: too many clusters are folded, too few are cut.
+Both part or join what Louvain would not, so the resolution is searched at which there are about m clusters.
 
 Legend: n ids of a table, m rows, k clusters, mass of an id: its count in the history.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,29 +26,75 @@ import numpy as np
 from hashing import Request
 from hashing.id_map import IdMap, universal
 
+RUNS = 8  # of Louvain at most, while the resolution is searched: minutes each on the largest graphs
+NEAR = math.log(1.25)  # so far from m, either way, k is near enough
+STRIDE = math.log(64.0)  # the resolution is changed by this factor at most from one run to the next
+FLAT = 0.1  # the next run keeps this share of the bracket away from its ends
+
 
 def fit(request: Request, resolution: float) -> IdMap:
     """Rows by clusters of the co-occurrence graph. Ids never seen are spread over all rows by a universal hash.
 
     Args:
         request: with counts int64 [n] and neighbours, scipy.sparse [n, c] of co-occurrence counts.
-        resolution: g above; greater: more, smaller clusters. Worth raising until there are about m.
+        resolution: g above; greater: more, smaller clusters. 0: searched, see `search`.
 
     Raises:
         ValueError: scikit-network is not installed, no id has neighbours, a weight is below 0 or not finite, or the
-            resolution is not above 0; naming the table.
+            resolution is below 0 or not finite; naming the table.
     """
-    if not 0 < resolution < math.inf:
-        raise ValueError(f"table {request.table}: resolution={resolution} must be above 0")
+    if not 0 <= resolution < math.inf:
+        raise ValueError(f"table {request.table}: resolution={resolution} must be above 0, or 0 to have it searched")
     seen = np.flatnonzero(request.counts > 0)
-    mass = request.counts[seen].astype(np.float64)
-    clusters, modularity = _clusters(request, seen, resolution)
-    found = int(clusters.max()) + 1
-    to_rows = fold if found > request.rows else cut
+    best: tuple[float, np.ndarray, dict[str, Any]] | None = None  # how far from m, clusters, what is said of them
+
+    def clusters_at(g: float) -> int:
+        nonlocal best
+        clusters, modularity = _clusters(request, seen, g)
+        found = int(clusters.max()) + 1
+        far = abs(math.log(found / request.rows))
+        if best is None or far < best[0]:
+            best = far, clusters, {"clusters": found, "modularity": modularity, "resolution": g}
+        return found
+
+    if not resolution and 1 < request.rows < len(seen):
+        runs = search(clusters_at, request.rows)
+    else:  # with a row for each id seen, or one for all, clusters do not matter
+        runs = [(resolution or 1.0, clusters_at(resolution or 1.0))]
+    _, clusters, about = best
+    to_rows = fold if about["clusters"] > request.rows else cut
     rows = universal(request.rows, (request.seed, 0))(np.arange(request.ids))
-    rows[seen] = to_rows(clusters, mass, request.rows)
-    about = {"clusters": found, "modularity": modularity}
-    return IdMap(request.ids, (rows,), (request.rows,), "graph", about=about)
+    rows[seen] = to_rows(clusters, request.counts[seen].astype(np.float64), request.rows)
+    return IdMap(request.ids, (rows,), (request.rows,), "graph", about={**about, "louvain_runs": len(runs)})
+
+
+def search(clusters_at: Callable[[float], int], wanted: int) -> list[tuple[float, int]]:
+    """Look for the resolution at which there are about `wanted` clusters.
+
+    The number of clusters k grows with the resolution g, in places by leaps. From g = 1 on, the next g is where a line
+    through log k over log g reaches `wanted`: a line of slope 1, and a bit farther, until values on both sides are
+    known; then the one between the two nearest, kept off their ends since k may be flat there.
+
+    Args:
+        clusters_at: g -> k. wanted: m, above 1.
+
+    Returns:
+        (g, k) of each run. The last is near enough to m, or there are `RUNS` of them.
+    """
+    target, g = math.log(wanted), 0.0  # g and k are logarithms here
+    runs, low, high = [], None, None  # the nearest (g, k) with fewer clusters, and with more
+    while len(runs) < RUNS:
+        runs.append((math.exp(g), clusters_at(math.exp(g))))
+        k = math.log(runs[-1][1])
+        if abs(k - target) <= NEAR:
+            break
+        low, high = ((g, k), high) if k < target else (low, (g, k))
+        if low is None or high is None:
+            g += max(-STRIDE, min(STRIDE, target - k + math.copysign(math.log(2.0), target - k)))
+        else:
+            share = (target - low[1]) / (high[1] - low[1])
+            g = low[0] + (high[0] - low[0]) * max(FLAT, min(1 - FLAT, share))
+    return runs
 
 
 def _clusters(request: Request, seen: np.ndarray, resolution: float) -> tuple[np.ndarray, float]:

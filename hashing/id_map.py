@@ -132,7 +132,8 @@ def save_maps(file: IO[bytes], maps: Mapping[str, IdMap], about: Mapping[str, An
         file: open for writing; the caller gives it its final name.
         maps: table name -> map.
         about: what they were learned from, JSON-ready. The driver wants: store (key of the prepared data), history
-            (share FROM, TO of its training rows, or None), labels (whether theirs are in the maps), asked (its flags).
+            (share FROM, TO of its training rows, or None), labels (whether theirs are in the maps), asked (its flags);
+            learned, if there (flags that say from what and how; files by SHA-256), is held against the flags too.
     """
     arrays, tables = {}, {}
     for name, id_map in maps.items():

@@ -15,6 +15,13 @@ an id with t(i) > W / s has a slot. The hot ids are those of the greatest sure i
 alone, ids that came last in a long tail would pass for hot (an id seen once has the score of the slot that it took).
 All other ids share rows by a universal hash, as in hashing/frequency.py.
 
+A stream is fed as it comes, in chunks of any size, without a history on disk:
+
+    sketch = HotSketch(buckets=50_000)
+    for ids in stream:                      # of one table; gradients' norms as importance, or 1 each
+        sketch.insert(ids)
+    hot = sketch.hot(100_000)               # the ids that are to have rows of their own
+
 Legend: n ids of a table, m rows, B buckets, s slots of a bucket, w importance of an access (1, or the gradient's norm).
 """
 

@@ -135,6 +135,15 @@ def save_collapsed(model: nn.Module, path: str | Path) -> None:
             raise OSError(f"cannot write {path}: {error}") from None
 
 
+def is_collapsed(path: str | Path) -> bool:
+    """Whether `save_collapsed` wrote this file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 @torch.no_grad()
 def load_collapsed(path: str | Path) -> nn.Module:
     """Rebuild the model that `save_collapsed` wrote. Raises ValueError if the file is not one, or is damaged."""

@@ -6,6 +6,9 @@
 #       --arch-mlp-bot=13-256-64-8 --arch-mlp-top=512-256-1 --loss-function=bce --optimizer=adam --learning-rate=0.001 \
 #       --emb-learning-rate-multiplier=10 --mini-batch-size=512 --print-freq=1000 --hash-compression=100 --save-onnx=model.onnx
 #
+# With older days in a file of their own, the maps are learned from that one, and the model is trained on all rows of train.txt:
+#   bash scripts/learn_hash.sh maps.safetensors <flags as above> --hash-history-file=older_days.txt     # no row of it may be in train.txt
+#
 # Without --hash-method the method is `learned`. A maps file that is there is used as it is: the second stage can be repeated with other
 # models, rates and seeds. The driver alone does the same in one go (--hash-method=learned --hash-map-file=maps.safetensors ...).
 set -euo pipefail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import shlex
 import statistics
@@ -147,9 +148,7 @@ def main() -> int:
         print(f"error: first {', '.join(SETS)}, then its data (synthetic: none)", file=sys.stderr)
         return 2
     base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
-    more = shlex.split(flags.more)
-    flags.more = shlex.join(word for word in more if not word.startswith("--hash-"))
-    hashed = shlex.join(word for word in more if word.startswith("--hash-"))  # not for models with a row an id
+    hashed = take_hash_flags(flags)
 
     def render(outcomes: Sequence[Outcome]) -> str:
         cells = [numbers(each) for each in outcomes]
@@ -163,10 +162,17 @@ def main() -> int:
     return run_study(base, methods_of(name, flags.only, budgets, flags.work, hashed), flags, render, prepare=prepare)
 
 
-def take_budgets() -> list[int]:
+def take_hash_flags(flags: argparse.Namespace) -> str:
+    """The --hash- flags behind --, taken off those of all runs: preparing, and models with a row an id, refuse them."""
+    more = shlex.split(flags.more)
+    flags.more = shlex.join(word for word in more if not word.startswith("--hash-"))
+    return shlex.join(word for word in more if word.startswith("--hash-"))
+
+
+def take_budgets(default: Sequence[int] = BUDGETS) -> list[int]:
     """--budgets 10 100, taken off the command line."""
     if "--budgets" not in sys.argv:
-        return list(BUDGETS)
+        return list(default)
     start = sys.argv.index("--budgets")
     stop = start + 1
     while stop < len(sys.argv) and sys.argv[stop].isdigit() and int(sys.argv[stop]) > 1:

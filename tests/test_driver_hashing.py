@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 import dlrm_mlet
 from data_utils import Store
-from hashing import Request, fit_map, load_maps, method_names, save_maps
+from hashing import Request, fit_map, load_maps, method_lookups, method_names, save_maps
 from mlet.checkpoint import load_checkpoint
+from mlet.models import model_names
 from mlet.table_spec import plan_tables
 from mlet.tables import EmbeddingTables
 
@@ -61,10 +62,15 @@ def test_tables_read_the_rows_that_a_map_says(n, share, seed):
         assert all(np.array_equal(one, other) for one, other in zip(read, id_map.rows_of(np.arange(n)), strict=True))
 
 
+RULES = ("sgd", "rwsadagrad", "adam")
 MLET = "--mlet-inner-dim=6 --nepochs=2 --arch-model=deepfm"
+COMPOSED = (
+    *((method, f"{more} --optimizer={rule}") for method in method_names() for more in ("", MLET) for rule in RULES),
+    *((method, f"--arch-model={model}") for method in ("learned", "quotient-remainder") for model in model_names()),
+)
 SERVED = [
     *(("modulo", ""), ("cce", MLET), ("learned", MLET)),
-    *(pytest.param(method, more, marks=pytest.mark.slow) for method in method_names() for more in ("", MLET)),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in COMPOSED),
 ]
 
 
@@ -73,6 +79,7 @@ def test_every_method_trains_and_is_served_by_its_onnx_file(driver, small_tsv, m
     """The exported file, with its vocabulary alone, scores raw rows as the trained model does."""
     if method == "graph":
         pytest.importorskip("sknetwork", reason="graph needs scikit-network")
+        more += " --hash-option=resolution=1"  # a search takes as long as all the rest
     result = run(driver, small_tsv, f"--hash-method={method} --hash-report --save-onnx=m.onnx {more}")
     event = result.events[-1]
     lines = small_tsv.read_text().splitlines()[1950:2100]
@@ -237,6 +244,23 @@ def test_clusters_between_epochs_move_ids(driver, small_tsv):
     assert not one["tables.maps.rows0"].equal(two["tables.maps.rows0"])
     start = np.concatenate([m.lookups[0] for m in load_maps(result.folder / "maps")[0].values()])
     assert np.array_equal(one["tables.maps.rows0"].numpy(), start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in method_names() if method_lookups(name) == 1])
+def test_tables_of_few_bits_stand_behind_every_method_of_one_row(driver, small_tsv, method):
+    """The ONNX file with 8- and 4-bit tables scores as the quantised model does, and both nearly as the plain one."""
+    if method == "graph":
+        pytest.importorskip("sknetwork", reason="graph needs scikit-network")
+    flags = f"--hash-method={method}"
+    run(driver, small_tsv, f"{flags} {MLET} --save-model=m")
+    flags = f"{flags} {MLET} --load-model=m --inference-only --save-onnx=q.onnx --quantize-emb-with-bit"
+    plain = run(driver, small_tsv, f"{flags}=32").events[-1]
+    for bits in (8, 4):
+        event = run(driver, small_tsv, f"{flags}={bits}").events[-1]
+        assert event["test"]["logloss"] == pytest.approx(plain["test"]["logloss"], abs=0.02)
+        assert event["onnx"]["logloss"] == pytest.approx(event["test"]["logloss"], abs=1e-5)
+        assert event["inference_bytes"] < plain["inference_bytes"]
 
 
 def test_tables_of_few_bits_stand_behind_maps(driver, small_tsv):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hashing import Request, fit_map
-from hashing.graph import cut, fold
+from hashing.graph import RUNS, cut, fold, search
 
 weights = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
@@ -100,7 +100,42 @@ def test_resolution_decides_how_many_clusters():
     assert found == sorted(found) and found[0] < found[2]
 
 
-@pytest.mark.parametrize("resolution", [0.0, -1.0, float("nan"), float("inf")])
+def communities(ids, groups, seed=0, values=600, noise=0.3):
+    """Ids of Zipf counts, 70 % of whose accesses are with values of their group's own. Returns counts, neighbours."""
+    draw = np.random.default_rng(seed)
+    counts = np.minimum(draw.zipf(1.4, ids), 300)
+    each = np.repeat(np.arange(ids), counts)
+    own = draw.integers(0, groups, ids)[each] * (values // groups) + draw.integers(0, values // groups, len(each))
+    value = np.where(draw.random(len(each)) < noise, draw.integers(0, values, len(each)), own)
+    return counts, scipy.sparse.coo_matrix((np.ones(len(each)), (each, value)), (ids, values)).tocsr()
+
+
+@pytest.mark.parametrize("rows", [4, 20, 60, 300])
+def test_the_resolution_is_searched_that_gives_about_the_rows(rows):
+    """As many as the 20 planted groups, far fewer, and far more; at resolution 1 there are about 20 each time."""
+    counts, neighbours = communities(1000, 20)
+    about = fit_map("graph", request(rows, counts, neighbours)).about
+    assert rows / 1.5 <= about["clusters"] <= 1.5 * rows
+    assert 1 <= about["louvain_runs"] <= RUNS and about["resolution"] > 0
+    given = fit_map("graph", request(rows, counts, neighbours), resolution=about["resolution"]).about
+    assert given["clusters"] == about["clusters"] and given["louvain_runs"] == 1
+
+
+@given(st.floats(0.25, 3), st.floats(0.1, 1000), st.integers(2, 100_000))
+def test_the_search_finds_what_a_smooth_curve_has(slope, at_one, wanted):
+    runs = search(lambda g: max(1, round(at_one * g**slope)), wanted)
+    assert len(runs) <= RUNS
+    if abs(np.log(wanted / at_one)) / slope < 3 * np.log(64) and wanted > 10:
+        assert 1 / 1.5 <= runs[-1][1] / wanted <= 1.5
+
+
+@given(st.integers(2, 1000), st.integers(1, 1000), st.integers(1, 1000), st.floats(0.01, 100))
+def test_the_search_ends_where_the_number_leaps_over_the_wanted(wanted, few, many, at):
+    tried = search(lambda g: few if g < at else few + many, wanted)
+    assert 1 <= len(tried) <= RUNS and all(0 < g < np.inf for g, _ in tried)
+
+
+@pytest.mark.parametrize("resolution", [-2.0, -1.0, float("nan"), float("inf")])
 def test_a_bad_resolution_is_refused(resolution):
     _, counts, neighbours = planted()
     with pytest.raises(ValueError, match="table item: resolution="):

@@ -92,6 +92,25 @@ def test_a_long_tailed_stream_in_bounded_memory():
     assert sketch.hot(5).tolist() == top[:5].tolist()
 
 
+@given(st.integers(0, 99), st.lists(st.integers(1, 4000), max_size=12), st.floats(1.1, 2.0))
+def test_however_a_stream_is_cut_its_heavy_hitters_have_slots(seed, cuts, exponent):
+    """Fed in any chunks: who takes more than W / s of what falls into its bucket is there, within the error it says."""
+    draw = np.random.default_rng(seed)
+    stream = draw.permutation(1000)[draw.zipf(exponent, 4000) % 1000]
+    sketch = HotSketch(20, 4, seed)
+    for part in np.split(stream, np.sort(cuts)):
+        sketch.insert(part)
+    truth = np.bincount(stream, minlength=1000)
+    bucket = sketch.bucket_of(np.arange(1000))
+    fair = np.bincount(bucket, truth, minlength=20)[bucket] / 4  # W / s
+    heavy = np.flatnonzero(truth > fair)
+    assert len(heavy) and np.isin(heavy, sketch.ids).all()
+    found = sketch.ids != FREE
+    true, score, error = truth[sketch.ids[found]], sketch.scores[found], sketch.errors[found]
+    assert (score - error <= true).all() and (true <= score).all() and (error <= fair[sketch.ids[found]]).all()
+    assert set(sketch.hot(1)) <= set(np.flatnonzero(truth >= np.sort(score - error)[-1]))
+
+
 @pytest.mark.parametrize(
     ("ids", "importance"),
     [
