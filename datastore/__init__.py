@@ -10,7 +10,8 @@ A store is a directory:
     vocabulary/      <table>.parquet: the raw value of id 0, 1, 2 ... in column "value"
 
 `collect` reads the raw rows once and writes them in encoded `parts`, from which an interrupted run goes on; `assemble`
-makes the store of the parts. The store is written aside and renamed when it is complete.
+makes the store of the parts. The store is written aside and renamed when it is complete. `history` makes one of older
+rows in the ids of another store, without a vocabulary of its own.
 
 Legend, here and in the modules: N rows, M dense features, T tables, n counted ids of a table, B batch.
 """
