@@ -201,3 +201,11 @@ def test_the_own_data_as_history_is_a_control(driver, small_tsv):
     result = run(driver, small_tsv, f"{flags} --hash-overlap=allow")
     assert "it 29/29 of epoch 0" in result.out and load_maps(result.folder / "maps")[1]["labels"]
     assert "learned from all training rows" in refused(driver, small_tsv, "--hash-method=learned --hash-map-file=maps")
+
+
+def test_history_has_the_label_that_is_trained(driver, newer, older):
+    """Named, or the data set's first: the same maps."""
+    flags = "--hash-method=learned --hash-history-file=older.txt --hash-learn-only"
+    folder = run(driver, newer, f"{flags} --hash-map-file=first.maps").folder
+    run(driver, newer, f"{flags} --tasks=click --hash-map-file=named.maps")
+    assert checksums(folder / "first.maps") == checksums(folder / "named.maps")
