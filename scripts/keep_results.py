@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from study import is_done  # noqa: E402
 
 COPIED = ("cells.csv", "*.png")
-FOLDERS = re.compile(r"(?<==)/\S*/(?=\S)")  # of a path behind an equals sign
+FOLDERS = re.compile(r"(?<=[=\s])/\S*/(?=\S)")  # of an absolute path
 QUALITIES = ("auc", "logloss", "ne")
 
 

@@ -25,7 +25,9 @@ def work(tmp_path):
     folder.mkdir()
     for name, seed, last in (("plain-1", 1, True), ("plain-2", 2, True), ("torn-1", 1, False)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events(seed, last)))
-    (folder / "table.md").write_text("Seeds 1; --raw-data-file=/some/where/train.txt --x=1/2\n")
+    (folder / "table.md").write_text(
+        "Seeds 1; --raw-data-file=/some/where/train.txt --x=1/2\nPicture: /some/where/epochs.png\n"
+    )
     return folder
 
 
@@ -40,7 +42,9 @@ def test_finished_runs_are_kept_without_folders(work, tmp_path, monkeypatch):
     assert [line["run"] for line in lines] == ["plain-1", "plain-2"]
     assert lines[1]["config"] == {"nepochs": 3, "numpy_rand_seed": 2} and "hash" not in lines[1]
     assert lines[0]["evaluations"][0]["auc"] == 0.7 and lines[0]["boundaries"][0]["jump_percent"] == 20.0
-    assert (tmp_path / "kept" / "table.md").read_text() == "Seeds 1; --raw-data-file=train.txt --x=1/2\n"
+    assert (tmp_path / "kept" / "table.md").read_text() == (
+        "Seeds 1; --raw-data-file=train.txt --x=1/2\nPicture: epochs.png\n"
+    )
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, monkeypatch, capsys):
