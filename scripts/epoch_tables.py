@@ -25,7 +25,7 @@ def verdict(rows_by_task: Mapping[str, Sequence[Row]]) -> str:
             parts.append(f"plain was {NOT_RUN}: whether it collapses{of} is not known, and cures prove nothing")
             continue
         answer, text = collapse_of(rows[0])
-        after = {"yes": "", "no": "; cures measured here prove nothing"}.get(answer, "; no interval: run more seeds")
+        after = {"yes": "", "no": "; cures measured here prove nothing"}.get(answer, "; run more seeds")
         parts.append(f"Does plain collapse here{of}? {answer}: {text}{after}")
     return ". ".join(parts) + "."
 
