@@ -531,6 +531,12 @@ def check_architecture(flags: argparse.Namespace) -> None:
     row_bound(flags.emb_init, 1)
     if flags.spectra and flags.quantize_emb_with_bit in (4, 8):
         raise ValueError("--spectra needs tables of floats: leave out --quantize-emb-with-bit")
+    if flags.save_model and flags.mlperf_grad_accum_iter > 1 and (flags.dropout or flags.batch_norm):
+        if flags.test_freq > 0 and flags.test_freq % flags.mlperf_grad_accum_iter:
+            raise ValueError(
+                f"--test-freq={flags.test_freq} would save within the {flags.mlperf_grad_accum_iter} batches of a "
+                "step, from where --dropout and --batch-norm cannot go on exactly: give a multiple"
+            )
     if flags.batch_norm and flags.mini_batch_size == 1 and not flags.inference_only:
         raise ValueError("--batch-norm needs batches: one sample has no variance; give a larger --mini-batch-size")
     if flags.data_generation == "random" and (flags.early_stop_patience or flags.lr_plateau_factor != 1):
@@ -579,18 +585,25 @@ def check_row_flags(flags: argparse.Namespace) -> None:
     names = ("emb_weight_decay", "emb_idle_decay", "emb_clip", "emb_id_dropout", "emb_reinit_max_count")
     given = ["--" + name.replace("_", "-") for name in names if getattr(flags, name)]
     masked = flags.mlet_cross_term == "masked"
-    if given and flags.inference_only:
-        raise ValueError(f"{given[0]} is of training, --inference-only does none: leave it out")
     if (flags.emb_weight_decay or flags.emb_idle_decay) and flags.emb_precision != "fp32":
         raise ValueError(f"{given[0]} works without --emb-precision=bf16: rows would be rounded twice")
     if masked and (flags.emb_weight_decay or flags.emb_idle_decay or flags.emb_clip):
         raise ValueError(
             f"{given[0]} changes W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
         )
-    if flags.emb_idle_decay_at != "update" and not flags.emb_idle_decay:
-        raise ValueError("--emb-idle-decay-at needs --emb-idle-decay")
-    if flags.emb_clip_floor != 1e-5 and not flags.emb_clip:
-        raise ValueError("--emb-clip-floor needs --emb-clip")
+    frequency, counts = flags.emb_lr_frequency, flags.emb_lr_counts
+    for flag, is_given, is_used, needed in (
+        ("--emb-idle-decay-at", flags.emb_idle_decay_at != "update", flags.emb_idle_decay, "--emb-idle-decay"),
+        ("--emb-clip-floor", flags.emb_clip_floor != 1e-5, flags.emb_clip, "--emb-clip"),
+        ("--emb-lr-counts", counts != "online", frequency != "none", "--emb-lr-frequency"),
+        ("--emb-lr-power", flags.emb_lr_power != 0.1, frequency.startswith("tail"), "--emb-lr-frequency=tail-..."),
+        ("--emb-lr-halflife", flags.emb_lr_halflife, frequency != "none" and counts == "online",
+         "--emb-lr-frequency, and lookups counted online"),
+        ("--emb-reinit-min-rows", flags.emb_reinit_min_rows, flags.emb_reinit != "none", "--emb-reinit"),
+        ("--emb-reinit=epoch-w2", flags.emb_reinit == "epoch-w2", flags.mlet_inner_dim, "--mlet-inner-dim"),
+    ):  # fmt: skip
+        if is_given and not is_used:
+            raise ValueError(f"{flag} needs {needed}")
     if flags.emb_id_dropout and flags.data_generation == "random":
         raise ValueError("--emb-id-dropout needs --data-generation=dataset: random data has no unknown ids")
     if flags.adam_row_steps and rule_of_rows(flags) != "adam":
@@ -848,6 +861,9 @@ def open_store(flags: argparse.Namespace) -> data_utils.Store:
     )
     directory = data_utils.prepare(source, store_options, flags.processed_data_file)
     store = data_utils.Store(directory, task_names(flags))
+    for name in store.labels:
+        if store.schema["labels"][name] == len(store):  # it would be served, untrained
+            raise ValueError(f"the label {name} is unknown in all {len(store)} rows of {store.directory}: leave it out")
     print(f"Data: {store.directory}, {store.summary()}")
     return store
 

@@ -55,6 +55,23 @@ def record_of(path: Path, defaults: dict) -> dict:
     return {"run": path.stem, **kept, "config": config, "evaluations": evaluations, "boundaries": boundaries}
 
 
+def keep(files: list[Path], work: Path, to: Path) -> None:
+    """Write what is kept of these runs and of their study's tables."""
+    from dlrm_mlet import parse_flags
+    from mlet.files import atomic_file
+
+    defaults = vars(parse_flags([]))
+    lines = [json.dumps(record_of(path, defaults)) + "\n" for path in files]
+    to.mkdir(parents=True, exist_ok=True)
+    with atomic_file(to / "runs.jsonl", "w") as out:
+        out.writelines(lines)
+    for pattern in COPIED:
+        for path in work.glob(pattern):
+            shutil.copy(path, to / path.name)
+    if (table := work / "table.md").exists():
+        (to / table.name).write_text(FOLDERS.sub("", table.read_text()))
+
+
 def main() -> int:
     """Gather what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,17 +82,15 @@ def main() -> int:
     if not files:
         print(f"error: {flags.work} holds no finished run", file=sys.stderr)
         return 2
-    from dlrm_mlet import parse_flags
-
-    defaults = vars(parse_flags([]))
-    flags.to.mkdir(parents=True, exist_ok=True)
-    with open(flags.to / "runs.jsonl", "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(record_of(path, defaults)) + "\n" for path in files)
-    for pattern in COPIED:
-        for path in flags.work.glob(pattern):
-            shutil.copy(path, flags.to / path.name)
-    if (table := flags.work / "table.md").exists():
-        (flags.to / table.name).write_text(FOLDERS.sub("", table.read_text()))
+    if flags.to.resolve() == flags.work.resolve():
+        print(f"error: --to {flags.to} is the study's own folder", file=sys.stderr)
+        return 2
+    try:
+        keep(files, flags.work, flags.to)
+    except (OSError, KeyError) as error:
+        what = f"a run lacks {error}" if isinstance(error, KeyError) else error
+        print(f"error: {what}; nothing that was in {flags.to} is changed", file=sys.stderr)
+        return 2
     print(f"{len(files)} runs in {flags.to / 'runs.jsonl'}")
     return 0
 

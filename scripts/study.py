@@ -198,11 +198,15 @@ class Study:
     def check_record(self, methods: Sequence[Method]) -> None:
         """Note the flags of this study's runs. Raises ValueError where the folder has runs with others."""
         path = self.work / RECORD
-        old = json.loads(path.read_text()) if path.exists() else {"base": self.base, "methods": {}}
+        old = {"base": self.base, "methods": {}}
+        if path.exists() and any(self.work.glob("*.jsonl")):  # a call that came to no run binds nobody
+            old = json.loads(path.read_text())
         new = {method.name: method.flags for method in methods}
         if old["base"] != self.base or any(old["methods"].get(name, flags) != flags for name, flags in new.items()):
             raise ValueError(f"{self.work} has runs with other flags or data ({old['base']}): name another --work")
-        path.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
+        aside = path.with_suffix(".part")
+        aside.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
+        aside.replace(path)
 
 
 def as_name(flags: str) -> str:
@@ -214,16 +218,20 @@ def is_done(path: Path) -> bool:
     """Whether the file ends in a result; a torn one does not."""
     lines = path.read_text().splitlines() if path.exists() else []
     try:
-        return bool(lines) and json.loads(lines[-1])["event"] == "result"
-    except ValueError:
+        return bool(lines) and json.loads(lines[-1]).get("event") == "result"
+    except (ValueError, AttributeError):
         return False
 
 
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row a method, with its paired difference to the first. ValueError where the data differs."""
-    first = outcomes[0]
-    if len({result["data_sha256"] for each in outcomes for result in each.results.values()}) > 1:
+def check_one_data(outcomes: Sequence[Outcome]) -> None:
+    """Raises ValueError where runs that are compared were made on different raw data."""
+    if len({result.get("data_sha256") for each in outcomes for result in each.results.values()}) > 1:
         raise ValueError("the runs were made on different data: the raw file has changed; name another --work")
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row a method, with its paired difference to the first."""
+    first = outcomes[0]
     lines = [
         f"| method | setting | test AUC | logloss | AUC - {first.method.name} (95 %) | inference MB |",
         "|---|---|---|---|---|---|",
@@ -350,7 +358,11 @@ def run_study(
         outcomes = study.run_all(methods)
         outcomes += derive(study, outcomes) if derive else []
         outcomes += [study.outcome(method) for method in also]
+        check_one_data(outcomes)
         text = render(outcomes)
+    except KeyboardInterrupt:
+        print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
+        return 130
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

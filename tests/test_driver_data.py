@@ -209,3 +209,16 @@ def test_globo_trains_and_exports(driver, real_data):
     )
     assert run.code == 0, run.err
     assert sum(run.events[-1]["data"]["rows"].values()) == 5_976_039 - 1_048_594
+
+
+@pytest.mark.parametrize("tasks", ["buy", "click,buy"])
+def test_a_label_that_no_row_has_is_refused(driver, tmp_path, tasks):
+    """It would be served by a head that nothing has trained."""
+    write_clicks(tmp_path)
+    header, *rows = (tmp_path / "clicks.csv").read_text().splitlines()
+    cells = [line.split(",") for line in rows]
+    (tmp_path / "clicks.csv").write_text("\n".join([header, *(",".join([*c[:2], "", *c[3:]]) for c in cells)]) + "\n")
+    flags = f"{TRAIN} --arch-mlp-bot=1-8-4 --data-set=schema --raw-data-file=clicks.json --tasks={tasks}"
+    run = driver(f"{flags} --save-onnx=m.onnx")
+    assert run.code == 2 and "the label buy is unknown in all 1500 rows" in run.err and run.err.count("\n") == 1
+    assert not (tmp_path / "m.onnx").exists()

@@ -50,3 +50,14 @@ def test_finished_runs_are_kept_without_folders(work, tmp_path, monkeypatch):
 def test_a_folder_without_runs_is_refused(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, tmp_path, tmp_path / "kept") == 2
     assert "holds no finished run" in capsys.readouterr().err and not (tmp_path / "kept").exists()
+
+
+def test_what_was_kept_before_survives_a_run_that_cannot_be_read(work, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, work, tmp_path / "kept") == 0
+    before = (tmp_path / "kept" / "runs.jsonl").read_text()
+    (work / "odd-1.jsonl").write_text('{"event": "result"}\n')
+    assert run(monkeypatch, work, tmp_path / "kept") == 2
+    (tmp_path / "file").write_text("mine")
+    assert run(monkeypatch, work, tmp_path / "file") == 2 and run(monkeypatch, work, work) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+    assert (tmp_path / "kept" / "runs.jsonl").read_text() == before and (tmp_path / "file").read_text() == "mine"

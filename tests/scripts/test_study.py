@@ -15,7 +15,7 @@ import composition  # noqa: E402
 import controls  # noqa: E402
 import model_quality  # noqa: E402
 import study  # noqa: E402
-from study import Method, Study, report, table  # noqa: E402
+from study import Method, Study, check_one_data, report  # noqa: E402
 
 PLAIN, TUNED = Method("plain"), Method("tuned", "--mlet-inner-dim=64", ("--rate=1", "--rate=2"))
 
@@ -88,7 +88,27 @@ def test_a_folder_with_other_runs_is_refused(driven, monkeypatch, tmp_path, caps
 def test_runs_on_different_data_are_no_table():
     results = [study.Outcome(PLAIN, "", {seed: event(seed, 0.7, 0.7, sha)}) for seed, sha in ((1, "a"), (2, "b"))]
     with pytest.raises(ValueError, match="different data"):
-        table(results)
+        check_one_data(results)
+
+
+def test_a_study_whose_data_changed_ends_in_one_line(driven, monkeypatch, tmp_path, capsys):
+    """Whatever renders its tables."""
+    flags = flags_of(monkeypatch, tmp_path)
+    monkeypatch.setattr(study, "result_of", lambda path: event(1, 0.7, 0.7, str(path)))
+    assert study.run_study("--base", [PLAIN, TUNED], flags, lambda outcomes: "a table") == 2
+    error = capsys.readouterr().err
+    assert "different data" in error and error.count("\n") == 1
+
+
+def test_a_call_that_came_to_no_run_binds_nobody(driven, monkeypatch, tmp_path, capsys):
+    """As with a mistake in the name of the data."""
+    flags = flags_of(monkeypatch, tmp_path)
+    monkeypatch.setattr(Study, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("no such file")))
+    assert report("--raw=typo", [PLAIN], flags) == 2
+    monkeypatch.undo()
+    assert "no such file" in capsys.readouterr().err and not list(flags.work.glob("*.jsonl"))
+    other = Study("--raw=right", flags.work, [1])
+    other.check_record([PLAIN])
 
 
 def test_a_failing_run_ends_the_study_in_one_line(driven, monkeypatch, tmp_path, capsys):
