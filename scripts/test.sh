@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint and test. The first call sets up .venv if no environment is active.
 #
-#   bash scripts/test.sh                       # everything but the slow tests: under 5 minutes on 2 cores
+#   bash scripts/test.sh                       # everything but the slow tests: 5 to 6 minutes on 2 cores
 #   bash scripts/test.sh --all                 # the slow ones too: under 40 minutes
 #   bash scripts/test.sh tests/mlet -k collapse    # anything else goes to pytest
 #

@@ -166,6 +166,7 @@ def test_resuming_with_bags_and_no_dense_features(driver, tmp_path):
     assert driver(f"{flags} --resume=run").events[-1]["test"] == whole
 
 
+@pytest.mark.slow
 def test_the_readmes_own_data_example_runs(tmp_path):
     text = (ROOT / "README.md").read_text()
     example = text[text.index("### Your own columns") : text.index("## Flags you will want")]

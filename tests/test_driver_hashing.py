@@ -263,6 +263,7 @@ def test_tables_of_few_bits_stand_behind_every_method_of_one_row(driver, small_t
         assert event["inference_bytes"] < plain["inference_bytes"]
 
 
+@pytest.mark.slow
 def test_tables_of_few_bits_stand_behind_maps(driver, small_tsv):
     run(driver, small_tsv, "--save-model=plain")
     run(driver, small_tsv, "--hash-method=learned --hash-map-file=maps --save-model=m")

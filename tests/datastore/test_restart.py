@@ -126,6 +126,7 @@ ROOT = Path(data_utils.__file__).resolve().parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tmp_path):
     slow = "import time, datastore.collect as c; w = c.write_part; c.write_part = lambda *a: (time.sleep(0.2), w(*a))"
     process = subprocess.Popen(prepare_command(small_tsv, code=slow), cwd=tmp_path, env=ENVIRONMENT)
@@ -149,6 +150,7 @@ def test_a_killed_process_leaves_no_store_and_the_next_one_goes_on(small_tsv, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "store"]
 
 
+@pytest.mark.slow
 def test_two_processes_preparing_one_store_do_it_once(small_tsv, tmp_path):
     held = (  # the first is in the middle of it until the second has met its lock
         "import os, time, datastore.collect as c; w = c.write_part\n"
