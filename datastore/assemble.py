@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -56,6 +56,21 @@ def write_store(source: Source, options: StoreOptions, done: Collected, target: 
         "format": FORMAT_VERSION,
         "key": key,
         "data_set": options.data_set,
+        "options": asdict(options),
+        "settings": source.settings,
+        "dense": {name: {"transform": t} | moments.get(name, {}) for name, t in layout.dense.items()},
+        "tables": table_rows,
+        "multi_hot": list(layout.multi_hot),
+        "kinds": {table: index.kind or "integer" for table, index in done.indexes.items()},
+        "trained_unknown": [table for table, count in counts.items() if count[-1]],
+        **facts_of_rows(source, done, split, checksum),
+    }
+    (target / SCHEMA).write_text(json.dumps(schema, indent=1) + "\n")
+
+
+def facts_of_rows(source: Source, done: Collected, split: Split, checksum: str) -> dict[str, Any]:
+    """What a store's schema says of where its rows come from, how many there are and which part is what."""
+    return {
         "source": {
             "name": source.paths[0].name,
             "files": {path.name: path.stat().st_size for path in source.paths},
@@ -63,18 +78,10 @@ def write_store(source: Source, options: StoreOptions, done: Collected, target: 
             "raw_rows": done.raw_rows,
             "skipped_rows": sum(part.skipped for part in done.parts),
         },
-        "options": asdict(options),
-        "settings": source.settings,
         "rows": sum(part.rows for part in done.parts),
-        "labels": {label: sum(part.unlabelled[label] for part in done.parts) for label in layout.labels},
-        "dense": {name: {"transform": t} | moments.get(name, {}) for name, t in layout.dense.items()},
-        "tables": table_rows,
-        "multi_hot": list(layout.multi_hot),
-        "kinds": {table: index.kind or "integer" for table, index in done.indexes.items()},
-        "trained_unknown": [table for table, count in counts.items() if count[-1]],
+        "labels": {label: sum(part.unlabelled[label] for part in done.parts) for label in source.layout.labels},
         "split": {name: value for name, value in asdict(split).items() if name != "part_of_row"},
     }
-    (target / SCHEMA).write_text(json.dumps(schema, indent=1) + "\n")
 
 
 def write_encoded(done: Collected, split: Split, table_rows: dict[str, int], target: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from datastore.assemble import write_encoded
+from datastore.assemble import facts_of_rows, write_encoded
 from datastore.collect import Collected
 from datastore.index import TableIndex
 from datastore.reader import Store
@@ -67,19 +67,7 @@ def write_history(source: Source, done: Collected, target: Path, schema: dict[st
     rows = sum(part.rows for part in done.parts)
     split = Split(((0, rows),), (rows, rows), (rows, rows), "history: all rows")
     write_encoded(done, split, schema["tables"], target)
-    own = {
-        "key": history_key(checksum, schema["key"]),
-        "source": {
-            "name": source.paths[0].name,
-            "files": {path.name: path.stat().st_size for path in source.paths},
-            "sha256": checksum,
-            "raw_rows": done.raw_rows,
-            "skipped_rows": sum(part.skipped for part in done.parts),
-        },
-        "rows": rows,
-        "labels": {label: sum(part.unlabelled[label] for part in done.parts) for label in schema["labels"]},
-        "split": {name: value for name, value in vars(split).items() if name != "part_of_row"},
-    }
+    own = {"key": history_key(checksum, schema["key"]), **facts_of_rows(source, done, split, checksum)}
     (target / SCHEMA).write_text(json.dumps(schema | own, indent=1) + "\n")
     np.save(target / "counts.npy", np.concatenate(Store(target).counts_in(range(rows))))
 

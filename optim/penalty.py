@@ -30,4 +30,4 @@ def add_row_penalty(parameters: Iterable[torch.Tensor], weight: float) -> None:
         parameter.grad, holds = summed_gradient(grad)
         values = parameter.grad._values()
         of_rows = parameter.index_select(0, parameter.grad._indices()[0]).to(values.dtype)
-        values.add_(of_rows * holds, alpha=weight)
+        values.add_(of_rows if holds is None else of_rows * holds, alpha=weight)

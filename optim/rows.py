@@ -53,20 +53,16 @@ def summed_rows(grad: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
     return grad.indices()[0], grad.values()
 
 
-def summed_gradient(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the same gradient with a row's sum in one place, which of its places hold one: bool [R, 1]).
+def summed_gradient(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(the same gradient with a row's sum in one place, which of its places hold one: bool [R, 1], None for all).
 
     Coalesced on the CPU. On CUDA as many places as there were: those that are left over hold zeros of the last row.
     """
     if not waits_if_coalesced(grad):
-        grad = grad.coalesce()
-        return grad, torch.ones_like(grad.indices()[0], dtype=torch.bool).unsqueeze(1)
+        return grad.coalesce(), None
     rows, sums, place = sums_in_place(grad._indices()[0], grad._values())
-    holds = torch.ones_like(rows, dtype=torch.bool)
-    if place is not None:
-        holds = torch.arange(len(rows), device=rows.device) == place
     summed = torch.sparse_coo_tensor(rows.unsqueeze(0), sums, grad.shape, check_invariants=False)
-    return summed, holds.unsqueeze(1)
+    return summed, None if place is None else (torch.arange(len(rows), device=rows.device) == place).unsqueeze(1)
 
 
 def waits_if_coalesced(grad: torch.Tensor) -> bool:

@@ -87,9 +87,11 @@ def main() -> int:
         return 2
     try:
         keep(files, flags.work, flags.to)
-    except (OSError, KeyError) as error:
-        what = f"a run lacks {error}" if isinstance(error, KeyError) else error
-        print(f"error: {what}; nothing that was in {flags.to} is changed", file=sys.stderr)
+    except KeyError as error:  # while the runs are read: nothing is written yet
+        print(f"error: a run lacks {error}; nothing in {flags.to} is changed", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(files)} runs in {flags.to / 'runs.jsonl'}")
     return 0

@@ -225,7 +225,7 @@ def is_done(path: Path) -> bool:
 
 def check_one_data(outcomes: Sequence[Outcome]) -> None:
     """Raises ValueError where runs that are compared were made on different raw data."""
-    if len({result.get("data_sha256") for each in outcomes for result in each.results.values()}) > 1:
+    if len({result["data_sha256"] for each in outcomes for result in each.results.values()}) > 1:
         raise ValueError("the runs were made on different data: the raw file has changed; name another --work")
 
 
