@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from metrics_table import result_of
 from study import AUTHORS_BASE as BASE
-from study import Method, Outcome, Study, criteo_flags, is_done, parse, report
+from study import Method, Outcome, Study, is_done, report
+from study_flags import data_flags, parse
 
 RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("2", "8"))
 MLET = "--mlet-inner-dim=64"
@@ -56,7 +57,7 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3", [method.name for method in METHODS])
-    return report(f"{BASE} {criteo_flags(flags.data)}", METHODS, flags, derive=quantized)
+    return report(f"{BASE} {data_flags(flags)}", METHODS, flags, derive=quantized)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@
 #
 #   bash scripts/composition.sh train.txt                   # Criteo format: 28 runs a seed; 80,000 rows: 15 minutes on 2 cores
 #   bash scripts/composition.sh train.txt --only d8 d8-mlet d4-mlet --seeds "1 2 3 4 5" --jobs 2
-#   bash scripts/composition.sh                             # the built-in planted data
+#   bash scripts/composition.sh --dataset=synthetic         # the built-in planted data
 #
 # Each method takes the better of two table rates by mean validation AUC. Flags behind -- go to all runs (a method's own win). Results: WORK
-# (composition_output)/*.jsonl, the models (50 MB each at 80,000 rows) and table.md; a restart goes on where it was interrupted.
+# (composition_SET_output)/*.jsonl, the models (50 MB each at 80,000 rows) and table.md; a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."
 source scripts/env.sh requirements.txt
-exec "$PYTHON" scripts/composition.py --work "${WORK:-composition_output}" "$@"
+exec "$PYTHON" scripts/composition.py "$@"

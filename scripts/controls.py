@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 
 from study import AUTHORS_BASE as BASE
-from study import Method, criteo_flags, parse, report
+from study import Method, report
+from study_flags import data_flags, parse
 
 INNER_DIM = 64
 SCALE = 2  # sqrt(INNER_DIM) * 0.25: how much wider MLET's product starts than a single layer
@@ -36,7 +37,7 @@ METHODS = (
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3 4 5", [method.name for method in METHODS])
-    return report(f"{BASE} {criteo_flags(flags.data)}", METHODS, flags)
+    return report(f"{BASE} {data_flags(flags)}", METHODS, flags)
 
 
 if __name__ == "__main__":

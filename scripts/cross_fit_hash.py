@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metrics_table import result_of
-from reproduce_learned_hash import BASE, LEARNED, RIVALS, take_budgets, take_hash_flags
-from study import ROOT, Method, Outcome, Study, chosen, criteo_flags, parse, run_study, table
+from reproduce_learned_hash import BASE, LEARNED, RIVALS, add_budgets, take_hash_flags
+from study import ROOT, Method, Outcome, Study, chosen, run_study, table
+from study_flags import data_flags, parse
 
 HALVES = {"first": "--hash-history=0-0.5", "second": "--hash-history=0.5-1"}  # that a map is learned from
 SECOND_SEED = 1000  # a rival's second model has this much more
@@ -101,13 +102,12 @@ def render(outcomes: Sequence[Outcome]) -> str:
 def main() -> int:
     """Run the study on the command line's data."""
     sys.path.insert(0, str(ROOT))
-    budgets = take_budgets([10, 100])
-    flags = parse(__doc__, "1", [*RIVALS, *LEARNED], DEFAULT)
+    flags = parse(__doc__, "1", [*RIVALS, *LEARNED], DEFAULT, add=add_budgets((10, 100)))
     if not set(flags.only) & set(LEARNED):
         print(f"error: --only names none of {', '.join(LEARNED)}: there is nothing to cross-fit", file=sys.stderr)
         return 2
-    methods = methods_of(flags.only, budgets, take_hash_flags(flags))
-    return run_study(f"{BASE} {criteo_flags(flags.data)}", methods, flags, render, cross_fitted)
+    methods = methods_of(flags.only, flags.budgets, take_hash_flags(flags))
+    return run_study(f"{BASE} {data_flags(flags)}", methods, flags, render, cross_fitted)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from study import Method, parse, report
+from study import Method, report
+from study_flags import data_flags, parse
 
 TOWER = "--arch-mlp-top=400-400-400-1"
 METHODS = (
@@ -33,12 +34,8 @@ SETTINGS = {
 
 def main() -> int:
     """Run the study on the command line's data set."""
-    name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETTINGS else ""
-    flags = parse(f"{__doc__}First {' or '.join(SETTINGS)}, then its folder.", "1 2 3", [m.name for m in METHODS])
-    if not name or not flags.data:
-        print(f"error: first {' or '.join(SETTINGS)}, then its folder", file=sys.stderr)
-        return 2
-    return report(f"{BASE} {SETTINGS[name]} --data-set={name} --raw-data-file={flags.data}", METHODS, flags)
+    flags = parse(__doc__, "1 2 3", [method.name for method in METHODS], data_sets=tuple(SETTINGS))
+    return report(f"{BASE} {SETTINGS[flags.dataset]} {data_flags(flags)}", METHODS, flags)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ import csv
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, difference, parse, run_study, spread
+from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, difference, run_study, spread
+from study_flags import count, data_flags, parse
 
 LATER, ALL = "--hash-history=0.5", "--hash-history=0"
 # name -> flags; those that need no embedding can be fitted to all rows, too
@@ -25,12 +26,7 @@ BASE = (
     f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --emb-learning-rate-multiplier=10 --mini-batch-size=512 "
     "--hash-report"
 )
-SETS = {
-    "criteo": "--data-set=kaggle",
-    "synthetic": "--data-set=criteo-synthetic --synthetic-rows=1000000",
-    "movielens-1m": "--data-set=movielens-1m",
-    "globo": "--data-set=globo",
-}
+SETS = ("criteo", "synthetic", "movielens-1m", "globo")
 
 
 def methods_of(name: str, only: Sequence[str], budgets: Sequence[int], work: Path, more: str = "") -> list[Method]:
@@ -140,14 +136,10 @@ def draw(cells: Sequence[dict], path: Path) -> str:
 
 def main() -> int:
     """Run the study on the command line's data."""
-    name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETS else ""
-    budgets = take_budgets()
     choices = ["full", *RIVALS, *LEARNED, "planted"]
-    flags = parse(f"{__doc__}First {', '.join(SETS)}, then the data.", "1 2 3 4 5", choices)
-    if not name or (not flags.data and name != "synthetic"):
-        print(f"error: first {', '.join(SETS)}, then its data (synthetic: none)", file=sys.stderr)
-        return 2
-    base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
+    flags = parse(__doc__, "1 2 3 4 5", choices, data_sets=SETS, add=add_budgets(BUDGETS))
+    if flags.scale == "smoke":
+        flags.budgets = flags.budgets[:1]
     hashed = take_hash_flags(flags)
 
     def render(outcomes: Sequence[Outcome]) -> str:
@@ -158,8 +150,18 @@ def main() -> int:
             writer.writerows(cells)
         return f"{tables_of(outcomes)}\n{draw(cells, flags.work / 'budgets.png')}"
 
-    prepare = write_planted if name == "synthetic" else None
-    return run_study(base, methods_of(name, flags.only, budgets, flags.work, hashed), flags, render, prepare=prepare)
+    def cells(only: Sequence[str], budgets: Sequence[int]) -> list[Method]:
+        return methods_of(flags.dataset, only, budgets, flags.work, hashed)
+
+    wanted = cells(flags.only, flags.budgets)
+    return run_study(
+        f"{BASE} {data_flags(flags)}",
+        wanted,
+        flags,
+        render,
+        prepare=write_planted if flags.dataset == "synthetic" else None,
+        also=[cell for cell in cells(choices, sorted({*BUDGETS, *flags.budgets})) if cell not in wanted],
+    )
 
 
 def take_hash_flags(flags: argparse.Namespace) -> str:
@@ -169,20 +171,14 @@ def take_hash_flags(flags: argparse.Namespace) -> str:
     return shlex.join(word for word in more if word.startswith("--hash-"))
 
 
-def take_budgets(default: Sequence[int] = BUDGETS) -> list[int]:
-    """--budgets 10 100, taken off the command line."""
-    if "--budgets" not in sys.argv:
-        return list(default)
-    start = sys.argv.index("--budgets")
-    stop = start + 1
-    while stop < len(sys.argv) and sys.argv[stop].isdigit() and int(sys.argv[stop]) > 1:
-        stop += 1
-    found = [int(word) for word in sys.argv[start + 1 : stop]]
-    del sys.argv[start:stop]
-    if not found:
-        print("error: --budgets needs whole numbers above 1", file=sys.stderr)
-        sys.exit(2)
-    return found
+def add_budgets(default: Sequence[int]) -> Callable[[argparse.ArgumentParser], None]:
+    """Adds --budgets to a command line."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        what = "compressions: a table of n ids gets n/C rows"
+        parser.add_argument("--budgets", nargs="+", type=count(2), default=list(default), metavar="C", help=what)
+
+    return add
 
 
 if __name__ == "__main__":

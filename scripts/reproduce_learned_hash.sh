@@ -1,18 +1,16 @@
 #!/usr/bin/env bash
 # Learned maps to fewer rows against the hashing trick and its rivals (arXiv 2203.15837), over row budgets and seeds.
 #
-#   bash scripts/reproduce_learned_hash.sh criteo train.txt                  # Criteo Kaggle's format; 80,000 rows: 375 runs, hours on 2 cores
-#   bash scripts/reproduce_learned_hash.sh criteo train.txt --seeds "1 2" --only full modulo frequency learned --jobs 2
-#   bash scripts/reproduce_learned_hash.sh synthetic                         # built-in planted data, with the best possible map as a ceiling
-#   bash scripts/reproduce_learned_hash.sh movielens-1m ../data/movielens1m  # and: globo FOLDER
+#   bash scripts/reproduce_learned_hash.sh train.txt                                    # Criteo Kaggle's format; 80,000 rows: 375 runs, hours on 2 cores
+#   bash scripts/reproduce_learned_hash.sh train.txt --seeds "1 2" --only full modulo frequency learned --jobs 2
+#   bash scripts/reproduce_learned_hash.sh --dataset=synthetic                     # built-in planted data, with the best possible map as a ceiling
+#   bash scripts/reproduce_learned_hash.sh ../data/movielens1m --dataset=movielens-1m  # and: --dataset=globo
 #
 # Two comparisons: "later half", all train on the later half of the rows, and history is free for those who learn from it; "all rows",
 # rivals train on all rows, while learned maps give up the half that they are learned from. --only takes methods, --budgets compressions.
-# Results: WORK (learned_hash_SET_output)/*.jsonl, cells.csv, table.md, budgets.png (needs matplotlib); a restart goes on.
+# Results: WORK (reproduce_learned_hash_SET_output)/*.jsonl, cells.csv, table.md, budgets.png (needs matplotlib); a restart goes on.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."
 source scripts/env.sh requirements.txt
-set_name="${1:---help}"
-[ $# -eq 0 ] || shift
-exec "$PYTHON" scripts/reproduce_learned_hash.py "$set_name" --work "${WORK:-learned_hash_${set_name}_output}" "$@"
+exec "$PYTHON" scripts/reproduce_learned_hash.py "$@"

@@ -24,18 +24,14 @@ from epoch_tables import (
     verdict,
     write_cells,
 )
-from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, parse, run_study
+from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, run_study
+from study_flags import data_flags, parse
 
 TUNING_SEEDS = 2
 RATE = "--emb-learning-rate-multiplier"
 BASE = f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 {RATE}=10 --mini-batch-size=512 --nepochs=5"
-SETS = {
-    "criteo": "--data-set=kaggle",
-    "synthetic": "--data-set=criteo-synthetic --synthetic-rows=1000000",
-    "multitask-synthetic": "--data-set=multitask-synthetic --tasks=click,cart,checkout",
-    "globo": "--data-set=globo --tasks=click,long_dwell",
-}
-GENERATED = ("synthetic", "multitask-synthetic")  # without raw data
+SETS = ("criteo", "synthetic", "multitask-synthetic", "globo")
+TASKS = {"multitask-synthetic": "--tasks=click,cart,checkout", "globo": "--tasks=click,long_dwell"}
 
 
 def grid(rates: Sequence[int], own: str = "", values: Sequence[str] = ("",)) -> tuple[str, ...]:
@@ -126,15 +122,13 @@ def report(outcomes: Sequence[Outcome], rows_by_task: Mapping[str, Sequence[Row]
 
 def main() -> int:
     """Run the study on the command line's data."""
-    name = sys.argv.pop(1) if len(sys.argv) > 1 and sys.argv[1] in SETS else ""
     every = (*METHODS, *FURTHER)
     choices = [*(method.name for method in every), CONVERGENCE]
-    default = CHEAP if name == "globo" else [*(method.name for method in METHODS), CONVERGENCE]
-    flags = parse(f"{__doc__}First {', '.join(SETS)}, then the data.", "1 2 3 4 5", choices, default)
-    if not name or bool(flags.data) == (name in GENERATED):
-        print(f"error: first {', '.join(SETS)}, then its data ({', '.join(GENERATED)}: none)", file=sys.stderr)
-        return 2
-    base = f"{BASE} {SETS[name]}" + (f" --raw-data-file={flags.data}" if flags.data else "")
+    flags = parse(__doc__, "1 2 3 4 5", choices, [], data_sets=SETS)
+    if not flags.only:
+        by_scale = [*(method.name for method in METHODS), CONVERGENCE]
+        flags.only = CHEAP if flags.dataset == "globo" or flags.scale == "smoke" else by_scale
+    base = f"{BASE} {data_flags(flags)} {TASKS.get(flags.dataset, '')}".strip()
 
     def rows_by_task(outcomes: Sequence[Outcome]) -> dict[str, list[Row]]:
         tasks = tasks_of(outcomes[0])

@@ -3,7 +3,8 @@
 A method is a set of driver flags and a grid of settings. Every setting is run with every seed, or with the first few
 that tune; the setting with the best mean validation AUC is the method's, and only its test metrics are shown. Runs that
 are done are not run again: a study goes on where it was interrupted. Each run is one process; `jobs` of them run side
-by side, sharing the cores. Runs share one prepared store; where a method changes the vocabulary it has its own.
+by side, sharing the cores. Runs share one prepared store; where a method changes the vocabulary it has its own. A run
+that fails is tried once more, alone, when the others are done; what cannot be finished is named beside the tables.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import os
 import shlex
 import signal
 import statistics
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
+from warm_driver import WarmDriver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "study.json"  # in WORK: the flags that its runs were made with
+HOPELESS = 3  # runs that fail before any has ended well: the study ends
 OWN_STORE = "--vocabulary-"  # flags of a method or setting that begin so make another store
 # the MLET authors' model and rate on rows in the Criteo format; flags behind -- come later and win
 AUTHORS_BASE = (
@@ -92,8 +95,11 @@ class Study:
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
         self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
-        self._running: set[subprocess.Popen] = set()
+        self.failed: dict[tuple[Method, str, int], str] = {}  # run -> what it said last
+        self._drivers: list[WarmDriver] = []  # all that were started
+        self._idle: list[WarmDriver] = []
         self._stopping = False
+        self._clock = Clock()
 
     def file_of(self, method: Method, setting: str, seed: int) -> Path:
         """Where a run writes its metrics."""
@@ -120,21 +126,27 @@ class Study:
         if self.keep_models and not more:
             flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
         self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
-        print(path.name, flush=True)
+        print(f"{path.name}{self._clock.tick()}", flush=True)
 
     def drive(self, flags: str, what: str) -> None:
         """The driver, once. Raises RuntimeError with its last line if it fails."""
-        command = [sys.executable, str(ROOT / "dlrm_mlet.py"), *shlex.split(flags)]
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-        with subprocess.Popen(command, env=environment, **pipes) as process:
-            self._running.add(process)
-            _, said = process.communicate()
-            self._running.discard(process)
-        if process.returncode:
-            reason = (said.strip().splitlines() or ["no message"])[-1].removeprefix("dlrm_mlet.py: error: ")
-            raise RuntimeError(f"{what}: {reason}")
+        if self._idle:
+            driver = self._idle.pop()
+        else:
+            driver = WarmDriver(max(1, (os.cpu_count() or 1) // self.jobs))
+            self._drivers.append(driver)
+        code, said = driver.run(shlex.split(flags))
+        self._idle.append(driver)
+        if code:
+            nothing = f"killed by signal {-code}" if code < 0 else "no message"
+            reason = (said.strip().splitlines() or [nothing])[-1].partition("error: ")
+            raise RuntimeError(f"{what}: {reason[2] or reason[0]}")
+
+    def close(self) -> None:
+        """End what runs; a study that is closed runs nothing more."""
+        self._stopping = True
+        for driver in self._drivers:
+            driver.stop()
 
     def prepare(self, methods: Sequence[Method] = ()) -> None:
         """Prepare the data, and that of methods with a store of their own, before runs that would all wait for it."""
@@ -146,27 +158,58 @@ class Study:
                 self.drive(f"{flags} --prepare-only --metrics-file={unused}", "preparing the data")
 
     def run_all(self, methods: Sequence[Method]) -> list[Outcome]:
-        """Run what is missing, and pick each method's setting. Raises RuntimeError if a run failed; the others stay."""
-        self._run_side_by_side(
-            [(method, setting, seed) for seed in self.tuning for method in methods for setting in method.grid]
-        )
+        """Run what is missing, and pick each method's setting; those with a run in `failed` are left out."""
+        tuning = [(method, setting, seed) for seed in self.tuning for method in methods for setting in method.grid]
         others = [seed for seed in self.seeds if seed not in self.tuning]
+        missing = sum(not is_done(self.file_of(*run)) for run in tuning)
+        self._clock = Clock(missing + len(others) * len(methods))
+        self._run_side_by_side(tuning)
         if others:
-            tuned = {method: self.setting_of(method) for method in methods}
-            self._run_side_by_side([(method, tuned[method], seed) for seed in others for method in methods])
-        return [self.outcome(method) for method in methods]
+            tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]
+            rest = [(*each, seed) for seed in others for each in tuned]
+            self._clock.expect(sum(not is_done(self.file_of(*run)) for run in rest))
+            self._run_side_by_side(rest)
+        return [self.outcome(method) for method in self._whole(methods)]
+
+    def _whole(self, methods: Sequence[Method]) -> list[Method]:
+        broken = {method for method, _, _ in self.failed}
+        return [method for method in methods if method not in broken]
 
     def _run_side_by_side(self, runs: Sequence[tuple[Method, str, int]]) -> None:
-        with ThreadPoolExecutor(self.jobs) as pool:
-            waiting = [pool.submit(self.run, *each) for each in runs]
+        """All of them; then those that failed once more, one at a time: most often it was memory that they lacked.
+
+        Raises RuntimeError if the first few fail: the mistake is in what they share.
+        """
+        good = 0
+
+        def attempt(run: tuple[Method, str, int]) -> None:
+            nonlocal good
             try:
-                for future in waiting:
-                    future.result()
-            except BaseException:
-                self._stopping = True  # those that wait do nothing, those that run are ended
-                for process in list(self._running):
-                    process.terminate()
-                raise
+                self.run(*run)
+                good += 1
+            except RuntimeError as error:
+                if self._stopping:
+                    return
+                self.failed[run] = str(error)
+                if not good and len(self.failed) >= min(HOPELESS, len(runs)):
+                    self._stopping = True
+                    raise
+
+        try:
+            with ThreadPoolExecutor(self.jobs) as pool:
+                waiting = [pool.submit(attempt, run) for run in runs]
+                try:
+                    for future in waiting:
+                        future.result()
+                except BaseException:
+                    self.close()  # those that wait do nothing
+                    raise
+            for run in [run for run in runs if run in self.failed]:
+                print(f"once more: {self.failed.pop(run)}", file=sys.stderr)
+                attempt(run)
+        except BaseException:
+            self.close()
+            raise
 
     def setting_of(self, method: Method) -> str:
         """The setting with the best mean validation AUC over the seeds that tune."""
@@ -207,6 +250,29 @@ class Study:
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
         aside.replace(path)
+
+
+class Clock:
+    """How many runs are done, and how long the others will take at the pace of those.
+
+    Args:
+        total: runs to come; 0: unknown.
+    """
+
+    def __init__(self, total: int = 0) -> None:
+        self._total, self._done, self._start = total, 0, time.monotonic()
+
+    def expect(self, more: int) -> None:
+        """So many are still to come."""
+        self._total = self._done + more
+
+    def tick(self) -> str:
+        """One more is done: what to print behind its name."""
+        self._done += 1
+        if self._total < self._done:
+            return ""
+        left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
+        return f"  ({self._done}/{self._total}, about {left / 60:.0f} min left)"
 
 
 def as_name(flags: str) -> str:
@@ -259,64 +325,13 @@ def difference(first: Outcome, other: Outcome) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A bad value is one line and exit code 2."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def seed_list(text: str) -> list[int]:
-    """Whole numbers with blanks between them, each once."""
-    try:
-        seeds = [int(word) for word in text.split()]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: give different whole numbers with blanks between them")
-    return seeds
-
-
-def job_count(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def parse(
-    description: str, seeds: str, methods: Sequence[str], default: Sequence[str] | None = None
-) -> argparse.Namespace:
-    """The command line that studies share; what stands behind -- goes to all runs of the driver.
-
-    Without --only the `default` methods are run, which are all unless it is given.
-    """
-    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
-    parser.add_argument("--work", type=Path, default=Path("study_output"), help="folder of runs and prepared data")
-    parser.add_argument("--seeds", type=seed_list, default=seed_list(seeds), help="blanks between them")
-    parser.add_argument("--only", nargs="+", choices=methods, default=list(default or methods), metavar="METHOD")
-    parser.add_argument("--jobs", type=job_count, default=1, help="runs at a time")
-    flags = parser.parse_args(sys.argv[1:split])
-    caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
-    flags.work = (caller / flags.work).resolve()
-    flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
-    flags.more = shlex.join(sys.argv[split + 1 :])
-    return flags
-
-
-def criteo_flags(data: str) -> str:
-    """Flags for a raw file in the Criteo format, already quoted, or for the built-in planted data."""
-    return f"--data-set=kaggle --raw-data-file={data}" if data else "--data-set=criteo-synthetic"
-
-
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
 
 
 def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
     """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
-    return run_study(base, [method for method in methods if method.name in flags.only], flags, table, derive)
+    named = [method for method in methods if method.name in flags.only]
+    return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
 
 
 def run_study(
@@ -336,12 +351,12 @@ def run_study(
     Args:
         base: flags of all runs, before those behind --.
         methods: what is compared.
-        flags: see `parse`.
+        flags: see `study_flags.parse`.
         render: Markdown of the outcomes, see `table`.
         derive: makes further outcomes of the saved models.
         prepare: called once the data is prepared; may return further methods, made to fit the data.
         tuning: how many seeds tune, see `Study`.
-        also: methods that are not run, but shown where an earlier call has run them.
+        also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
         headline: what stands above all else.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
@@ -349,26 +364,36 @@ def run_study(
     study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None, tuning=tuning)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
-        also = [method for method in also if study.is_complete(method)]
-        study.check_record([*methods, *also])
+        done = [method for method in also if study.is_complete(method)]
+        study.check_record([*methods, *done])
         study.prepare(methods)
         if prepare:
             methods = [*methods, *(prepare(study) or ())]
             study.check_record(methods)
         outcomes = study.run_all(methods)
-        outcomes += derive(study, outcomes) if derive else []
-        outcomes += [study.outcome(method) for method in also]
-        check_one_data(outcomes)
-        text = render(outcomes)
+        if outcomes:
+            outcomes += derive(study, outcomes) if derive else []
+            outcomes += [study.outcome(method) for method in done]
+            check_one_data(outcomes)
+            text = render(outcomes)
     except KeyboardInterrupt:
         print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
         return 130
     except (RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    first = next(iter(outcomes[0].results.values()))
-    text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
-    text = f"{headline(outcomes)}\n\n{text}" if headline else text
-    (flags.work / "table.md").write_text(text)
-    print(text)
-    return 0
+    finally:
+        study.close()
+    if outcomes:
+        first = next(iter(outcomes[0].results.values()))
+        text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
+        text = f"{headline(outcomes)}\n\n{text}" if headline else text
+        absent = [method.name for method in also if method not in done]
+        text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
+        broken = dict.fromkeys(method.name for method, _, _ in study.failed)
+        text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
+        (flags.work / "table.md").write_text(text)
+        print(text)
+    for reason in study.failed.values():
+        print(f"error: {reason}", file=sys.stderr)
+    return 2 if study.failed else 0

@@ -57,7 +57,7 @@ def test_the_command_runs(name, small_tsv, tmp_path, shell_environment):
     data = [str(small_tsv)] if name == "criteo" else []
     method = "learned" if name == "criteo" else "planted"
     more = ["--seeds", "1 2", "--only", "full", "modulo", method, "--budgets", "5"]
-    command = ["bash", str(ROOT / "scripts/reproduce_learned_hash.sh"), name, *data, "--work", "out", *more]
+    command = ["bash", str(ROOT / "scripts/reproduce_learned_hash.sh"), *data, f"--dataset={name}", "--work=out", *more]
     command += ["--", "--synthetic-rows=3000", "--hash-min-rows=50"]
     run = subprocess.run(command, cwd=tmp_path, env=shell_environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import epoch_curves  # noqa: E402
 import epoch_tables  # noqa: E402
 import reproduce_multi_epoch as study  # noqa: E402
+import study_flags  # noqa: E402
 from epoch_curves import Curve, Row, collapse_of, curve_of  # noqa: E402
 from study import Method, Study, run_study  # noqa: E402
 
@@ -200,7 +201,7 @@ def test_a_method_that_changes_the_vocabulary_has_a_store_of_its_own(driven, tmp
 def test_what_an_earlier_call_has_run_is_shown_and_not_run_again(driven, tmp_path, monkeypatch):
     a, b, c = Method("a"), Method("b"), Method("c")
     monkeypatch.setattr(sys, "argv", ["x", "data", "--work", str(tmp_path)])
-    flags = study.parse("", "1 2", ["a", "b", "c"])
+    flags = study_flags.parse("", "1 2", ["a", "b", "c"])
     shown = []
 
     def render(outcomes):
@@ -216,7 +217,9 @@ def test_what_an_earlier_call_has_run_is_shown_and_not_run_again(driven, tmp_pat
     assert run_study("--base", [a], flags, render, also=changed) == 2
 
 
-@pytest.mark.parametrize("words", [[], ["criteo"], ["movielens"], ["synthetic", "data.txt"], ["globo"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--dataset=movielens"], ["--dataset=synthetic", "data.txt"], ["--dataset=globo"]]
+)
 def test_bad_arguments_are_one_line(words):
     command = [sys.executable, str(ROOT / "scripts/reproduce_multi_epoch.py"), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -231,7 +234,7 @@ def test_without_matplotlib_nothing_is_drawn(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_runs(small_tsv, tmp_path, shell_environment):
-    script = ["bash", str(ROOT / "scripts/reproduce_multi_epoch.sh"), "criteo", str(small_tsv), "--work", "out"]
+    script = ["bash", str(ROOT / "scripts/reproduce_multi_epoch.sh"), str(small_tsv), "--work", "out"]
     more = ["--", "--nepochs=3", "--mini-batch-size=16", "--num-batches=60"]
 
     def run(*only):

@@ -15,6 +15,7 @@ import composition  # noqa: E402
 import controls  # noqa: E402
 import model_quality  # noqa: E402
 import study  # noqa: E402
+import study_flags  # noqa: E402
 from study import Method, Study, check_one_data, report  # noqa: E402
 
 PLAIN, TUNED = Method("plain"), Method("tuned", "--mlet-inner-dim=64", ("--rate=1", "--rate=2"))
@@ -49,7 +50,7 @@ def driven(monkeypatch):
 def flags_of(monkeypatch, tmp_path, *words):
     monkeypatch.setattr(sys, "argv", ["x", "data.txt", "--work", str(tmp_path / "out"), *words])
     monkeypatch.setenv("CALLER", str(tmp_path))
-    return study.parse("", "1 2", ["plain", "tuned"])
+    return study_flags.parse("", "1 2", ["plain", "tuned"])
 
 
 def test_the_setting_is_chosen_on_validation_and_differences_are_paired(driven, monkeypatch, tmp_path, capsys):
@@ -111,7 +112,7 @@ def test_a_call_that_came_to_no_run_binds_nobody(driven, monkeypatch, tmp_path, 
     other.check_record([PLAIN])
 
 
-def test_a_failing_run_ends_the_study_in_one_line(driven, monkeypatch, tmp_path, capsys):
+def test_a_failing_run_is_tried_again_and_named_beside_the_others(driven, monkeypatch, tmp_path, capsys):
     good = Study.drive
 
     def fail(self, flags, what):
@@ -120,14 +121,64 @@ def test_a_failing_run_ends_the_study_in_one_line(driven, monkeypatch, tmp_path,
         good(self, flags, what)
 
     monkeypatch.setattr(Study, "drive", fail)
+    flags = flags_of(monkeypatch, tmp_path)
+    assert report("--base", [PLAIN, TUNED], flags) == 2
+    names = ["tuned--rate=2-1.jsonl", "tuned--rate=2-2.jsonl"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{how}: {name}: no memory" for how in ("once more", "error") for name in names]
+    text = (flags.work / "table.md").read_text()
+    assert "| plain |" in text and "| tuned |" not in text and "Failed: tuned." in text
+
+
+def test_a_run_that_fails_once_is_good(driven, monkeypatch, tmp_path):
+    good, tries = Study.drive, []
+
+    def fail_once(self, flags, what):
+        if "--rate=2" in flags and what not in tries:
+            tries.append(what)
+            raise RuntimeError(f"{what}: no memory")
+        good(self, flags, what)
+
+    monkeypatch.setattr(Study, "drive", fail_once)
+    flags = flags_of(monkeypatch, tmp_path)
+    assert report("--base", [PLAIN, TUNED], flags) == 0 and len(tries) == 2
+    assert "Failed" not in (flags.work / "table.md").read_text()
+
+
+def test_a_mistake_that_all_runs_share_ends_the_study_at_once(driven, monkeypatch, tmp_path, capsys):
+    def fail(self, flags, what):
+        driven.append(flags)
+        if "--prepare-only" not in flags:
+            raise RuntimeError(f"{what}: no such flag")
+
+    monkeypatch.setattr(Study, "drive", fail)
     assert report("--base", [PLAIN, TUNED], flags_of(monkeypatch, tmp_path)) == 2
-    assert capsys.readouterr().err == "error: tuned--rate=2-1.jsonl: no memory\n"
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(driven) == 1 + study.HOPELESS
+
+
+def test_what_was_not_run_is_named(driven, monkeypatch, tmp_path):
+    flags = flags_of(monkeypatch, tmp_path, "--only", "plain")
+    assert report("--base", [PLAIN, TUNED], flags) == 0
+    assert "Not run: tuned." in (flags.work / "table.md").read_text()
+
+
+def test_time_left_is_that_of_the_runs_to_come(monkeypatch):
+    now = iter([0.0, 60.0, 120.0, 130.0])
+    monkeypatch.setattr(study.time, "monotonic", lambda: next(now))
+    clock = study.Clock(3)
+    assert clock.tick() == "  (1/3, about 2 min left)"
+    clock.expect(4)
+    assert clock.tick() == "  (2/5, about 3 min left)"
+    monkeypatch.undo()
+    assert study.Clock().tick() == ""
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["--seeds", "a b"], "'a b'"), (["--seeds", ""], "''"), (["--seeds", "1 1"], "different whole numbers"),
-     (["--jobs", "0"], "at least 1"), (["--only", "foo"], "foo")],
+     (["--jobs", "0"], "at least 1"), (["--only", "foo"], "foo"), (["--dataset", "synthetic"], "give no data"),
+     (["--dataset", "globo"], "invalid choice"), (["--scale", "huge"], "huge")],
 )  # fmt: skip
 def test_bad_arguments_are_one_line(monkeypatch, tmp_path, capsys, words, message):
     with pytest.raises(SystemExit) as stop:
@@ -138,7 +189,7 @@ def test_bad_arguments_are_one_line(monkeypatch, tmp_path, capsys, words, messag
 
 def test_paths_with_blanks_and_flags_behind_the_dashes_reach_the_driver(monkeypatch, tmp_path):
     flags = flags_of(monkeypatch, tmp_path / "a folder", "--", "--data-option", "a=b c")
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: (_ for _ in ()).throw(RuntimeError(repr(command))))
+    monkeypatch.setattr(study.WarmDriver, "run", lambda self, command: (2, f"error: {command!r}"))
     with pytest.raises(RuntimeError, match=r"a folder/data.txt', '--data-option', 'a=b c', .*'--prepare-only'"):
         Study(f"--raw-data-file={flags.data} {flags.more}", flags.work, [1]).prepare()
 

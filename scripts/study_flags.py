@@ -1,0 +1,135 @@
+"""What the studies' command lines have in common, and the data sets that they run on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SCALES = ("smoke", "small", "paper")
+PAPER_ROWS = 45_840_617  # Criteo Kaggle's train.txt
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as studies name it.
+
+    Args:
+        flags: for the driver.
+        dense: how many dense features there are.
+        rows: of a set that is generated, by scale; a set that is not is as large as its file.
+    """
+
+    flags: str
+    dense: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+
+DATA_SETS = {
+    "synthetic": DataSet("--data-set=criteo-synthetic", 13, {"smoke": 20_000, "small": 1_000_000, "paper": PAPER_ROWS}),
+    "criteo": DataSet("--data-set=kaggle", 13),
+    "avazu": DataSet("--data-set=avazu"),
+    "movielens-1m": DataSet("--data-set=movielens-1m"),
+    "frappe": DataSet("--data-set=frappe"),
+    "globo": DataSet("--data-set=globo"),
+    "multitask-synthetic": DataSet(
+        "--data-set=multitask-synthetic", 13, {"smoke": 20_000, "small": 300_000, "paper": PAPER_ROWS}
+    ),
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A bad value is one line and exit code 2."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def seed_list(text: str) -> list[int]:
+    """Whole numbers with blanks between them, each once."""
+    try:
+        seeds = [int(word) for word in text.split()]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: give different whole numbers with blanks between them")
+    return seeds
+
+
+def count(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number of at least `least`."""
+
+    def convert(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return convert
+
+
+def parse(
+    description: str,
+    seeds: str,
+    methods: Sequence[str],
+    default: Sequence[str] | None = None,
+    *,
+    data_sets: Sequence[str] = ("criteo", "synthetic"),
+    add: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
+    """The command line that studies share; what stands behind -- goes to all runs of the driver, as `more`.
+
+    Args:
+        description: of the study.
+        seeds: what --seeds is by default, but for --scale=smoke, which has one.
+        methods: what --only may name.
+        default: what is run without --only; all unless it is given.
+        data_sets: what --dataset may name.
+        add: adds the study's own arguments.
+    """
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
+    parser.add_argument("--dataset", choices=data_sets, help="criteo unless it is given")
+    parser.add_argument("--scale", choices=SCALES, default="small", help="cells, seeds and generated rows")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the runs train")
+    parser.add_argument(
+        "--work", type=Path, help="folder of runs and prepared data; else WORK, or SCRIPT_DATASET_output"
+    )
+    parser.add_argument("--seeds", type=seed_list, help=f"blanks between them; {seeds}, or 1 at --scale=smoke")
+    parser.add_argument(
+        "--only", nargs="+", choices=methods, default=list(methods if default is None else default), metavar="METHOD"
+    )
+    parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time")
+    if add:
+        add(parser)
+    flags = parser.parse_args(sys.argv[1:split])
+    flags.dataset = flags.dataset or "criteo"
+    check_data(flags, data_sets, parser)
+    flags.seeds = flags.seeds or seed_list("1" if flags.scale == "smoke" else seeds)
+    caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
+    scale = "" if flags.scale == "small" else f"{flags.scale}_"
+    work = flags.work or os.environ.get("WORK") or f"{Path(sys.argv[0]).stem}_{flags.dataset}_{scale}output"
+    flags.work = (caller / work).resolve()
+    flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
+    flags.more = shlex.join([*(["--use-gpu"] if flags.device == "cuda" else []), *sys.argv[split + 1 :]])
+    return flags
+
+
+def check_data(flags: argparse.Namespace, data_sets: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Ends in one line where the set is generated and there is data, or none where it is not."""
+    if flags.dataset not in data_sets or not (flags.data or DATA_SETS[flags.dataset].rows):
+        parser.error(f"give the data, and --dataset, one of {', '.join(data_sets)}")
+    if flags.data and DATA_SETS[flags.dataset].rows:
+        parser.error(f"--dataset={flags.dataset} is generated: give no data")
+
+
+def data_flags(flags: argparse.Namespace) -> str:
+    """The driver's flags for the data that the command line names."""
+    data = DATA_SETS[flags.dataset]
+    if data.rows:
+        return f"{data.flags} --synthetic-rows={data.rows[flags.scale]}"
+    return f"{data.flags} --raw-data-file={flags.data}"
