@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from metrics_table import result_of
 from study import AUTHORS_BASE as BASE
-from study import Method, Outcome, Study, is_done, report
+from study import Method, Outcome, Study, is_done
 from study_flags import data_flags, parse
+from study_report import report
 
 RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("2", "8"))
 MLET = "--mlet-inner-dim=64"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 
 from study import AUTHORS_BASE as BASE
-from study import Method, report
+from study import Method
 from study_flags import data_flags, parse
+from study_report import report
 
 INNER_DIM = 64
 SCALE = 2  # sqrt(INNER_DIM) * 0.25: how much wider MLET's product starts than a single layer

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from metrics_table import result_of
 from reproduce_learned_hash import BASE, LEARNED, RIVALS, add_budgets, take_hash_flags
-from study import ROOT, Method, Outcome, Study, chosen, run_study, table
+from study import ROOT, Method, Outcome, Study, chosen
 from study_flags import data_flags, parse
+from study_report import run_study, table
 
 HALVES = {"first": "--hash-history=0-0.5", "second": "--hash-history=0.5-1"}  # that a map is learned from
 SECOND_SEED = 1000  # a rival's second model has this much more

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from epoch_curves import Curve, Row, after_epochs, collapse_of, of_task, with_interval  # noqa: E402
-from study import spread  # noqa: E402
+from study_report import spread  # noqa: E402
 
 NOT_RUN = "not run"
 

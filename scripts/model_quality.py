@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from study import Method, report
+from study import Method
 from study_flags import data_flags, parse
+from study_report import report
 
 TOWER = "--arch-mlp-top=400-400-400-1"
 METHODS = (

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, difference, run_study, spread
+from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import count, data_flags, parse
+from study_report import difference, run_study, spread
 
 LATER, ALL = "--hash-history=0.5", "--hash-history=0"
 # name -> flags; those that need no embedding can be fitted to all rows, too

@@ -24,8 +24,9 @@ from epoch_tables import (
     verdict,
     write_cells,
 )
-from study import AUTHORS_BASE, ROOT, Method, Outcome, Study, run_study
+from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import data_flags, parse
+from study_report import run_study
 
 TUNING_SEEDS = 2
 RATE = "--emb-learning-rate-multiplier"

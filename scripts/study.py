@@ -9,11 +9,9 @@ that fails is tried once more, alone, when the others are done; what cannot be f
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
-import signal
 import statistics
 import sys
 import time
@@ -25,7 +23,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from metrics_table import result_of  # noqa: E402
-from paired_difference import interval  # noqa: E402
 from warm_driver import WarmDriver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,6 +78,7 @@ class Study:
         jobs: processes at a time.
         keep_models: save each run's model, see `model_of`.
         tuning: how many of the seeds, from the first, a method's settings are compared over; 0: all.
+        read: a run's result from its metrics file; by default its last line.
     """
 
     def __init__(
@@ -91,7 +89,9 @@ class Study:
         jobs: int = 1,
         keep_models: bool = False,
         tuning: int = 0,
+        read: Callable[[Path], dict] = result_of,
     ) -> None:
+        self._read = read
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
         self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
@@ -161,15 +161,17 @@ class Study:
         """Run what is missing, and pick each method's setting; those with a run in `failed` are left out."""
         tuning = [(method, setting, seed) for seed in self.tuning for method in methods for setting in method.grid]
         others = [seed for seed in self.seeds if seed not in self.tuning]
-        missing = sum(not is_done(self.file_of(*run)) for run in tuning)
-        self._clock = Clock(missing + len(others) * len(methods))
+        self._clock = Clock(self._missing(tuning) + len(others) * len(methods))
         self._run_side_by_side(tuning)
         if others:
             tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]
             rest = [(*each, seed) for seed in others for each in tuned]
-            self._clock.expect(sum(not is_done(self.file_of(*run)) for run in rest))
+            self._clock.expect(self._missing(rest))
             self._run_side_by_side(rest)
         return [self.outcome(method) for method in self._whole(methods)]
+
+    def _missing(self, runs: Sequence[tuple[Method, str, int]]) -> int:
+        return sum(not is_done(path) for path in {self.file_of(*run) for run in runs})
 
     def _whole(self, methods: Sequence[Method]) -> list[Method]:
         broken = {method for method, _, _ in self.failed}
@@ -180,7 +182,7 @@ class Study:
 
         Raises RuntimeError if the first few fail: the mistake is in what they share.
         """
-        good = 0
+        good, runs = 0, list({self.file_of(*run): run for run in runs}.values())  # methods may share runs
 
         def attempt(run: tuple[Method, str, int]) -> None:
             nonlocal good
@@ -215,7 +217,7 @@ class Study:
         """The setting with the best mean validation AUC over the seeds that tune."""
 
         def quality(setting: str) -> float:
-            results = [result_of(self.file_of(method, setting, seed)) for seed in self.tuning]
+            results = [self._read(self.file_of(method, setting, seed)) for seed in self.tuning]
             values = [chosen(result)["val"]["auc"] for result in results]
             if None in values:
                 raise ValueError(f"{method.name} has no AUC on validation: it needs rows of both classes")
@@ -227,7 +229,7 @@ class Study:
         """The method at its best setting."""
         setting = self.setting_of(method)
         files = {seed: self.file_of(method, setting, seed) for seed in self.seeds}
-        results = {seed: result_of(path) for seed, path in files.items()}
+        results = {seed: self._read(path) for seed, path in files.items()}
         tried = {each: {seed: self.file_of(method, each, seed) for seed in self.tuning} for each in method.grid}
         return Outcome(method, setting, results, files, tried)
 
@@ -287,113 +289,3 @@ def is_done(path: Path) -> bool:
         return bool(lines) and json.loads(lines[-1]).get("event") == "result"
     except (ValueError, AttributeError):
         return False
-
-
-def check_one_data(outcomes: Sequence[Outcome]) -> None:
-    """Raises ValueError where runs that are compared were made on different raw data."""
-    if len({result["data_sha256"] for each in outcomes for result in each.results.values()}) > 1:
-        raise ValueError("the runs were made on different data: the raw file has changed; name another --work")
-
-
-def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a row a method, with its paired difference to the first."""
-    first = outcomes[0]
-    lines = [
-        f"| method | setting | test AUC | logloss | AUC - {first.method.name} (95 %) | inference MB |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in outcomes:
-        size = next(iter(each.results.values()))["inference_bytes"] / 1e6
-        cells = [each.method.name, f"`{each.setting}`" if each.setting else "-"]
-        cells += [spread(each.values("auc")), spread(each.values("logloss")), difference(first, each), f"{size:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    deviation = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{deviation}"
-
-
-def difference(first: Outcome, other: Outcome) -> str:
-    """Mean over seeds of the paired differences in test AUC, with Student's interval."""
-    if other is first or len(first.results) < 2:
-        return "-"
-    pairs = zip(first.values("auc"), other.values("auc"), strict=True)
-    mean, low, high = interval([second - before for before, second in pairs])
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
-
-
-def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
-    """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
-    named = [method for method in methods if method.name in flags.only]
-    return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
-
-
-def run_study(
-    base: str,
-    methods: Sequence[Method],
-    flags: argparse.Namespace,
-    render: Callable[[Sequence[Outcome]], str],
-    derive: Derive | None = None,
-    prepare: Callable[[Study], Sequence[Method] | None] | None = None,
-    *,
-    tuning: int = 0,
-    also: Sequence[Method] = (),
-    headline: Callable[[Sequence[Outcome]], str] | None = None,
-) -> int:
-    """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
-
-    Args:
-        base: flags of all runs, before those behind --.
-        methods: what is compared.
-        flags: see `study_flags.parse`.
-        render: Markdown of the outcomes, see `table`.
-        derive: makes further outcomes of the saved models.
-        prepare: called once the data is prepared; may return further methods, made to fit the data.
-        tuning: how many seeds tune, see `Study`.
-        also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
-        headline: what stands above all else.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
-    base = f"{base} {flags.more}".strip()
-    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models=derive is not None, tuning=tuning)
-    try:
-        flags.work.mkdir(parents=True, exist_ok=True)
-        done = [method for method in also if study.is_complete(method)]
-        study.check_record([*methods, *done])
-        study.prepare(methods)
-        if prepare:
-            methods = [*methods, *(prepare(study) or ())]
-            study.check_record(methods)
-        outcomes = study.run_all(methods)
-        if outcomes:
-            outcomes += derive(study, outcomes) if derive else []
-            outcomes += [study.outcome(method) for method in done]
-            check_one_data(outcomes)
-            text = render(outcomes)
-    except KeyboardInterrupt:
-        print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
-        return 130
-    except (RuntimeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        study.close()
-    if outcomes:
-        first = next(iter(outcomes[0].results.values()))
-        text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
-        text = f"{headline(outcomes)}\n\n{text}" if headline else text
-        absent = [method.name for method in also if method not in done]
-        text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
-        broken = dict.fromkeys(method.name for method, _, _ in study.failed)
-        text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
-        (flags.work / "table.md").write_text(text)
-        print(text)
-    for reason in study.failed.values():
-        print(f"error: {reason}", file=sys.stderr)
-    return 2 if study.failed else 0

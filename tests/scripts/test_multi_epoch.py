@@ -17,7 +17,8 @@ import epoch_tables  # noqa: E402
 import reproduce_multi_epoch as study  # noqa: E402
 import study_flags  # noqa: E402
 from epoch_curves import Curve, Row, collapse_of, curve_of  # noqa: E402
-from study import Method, Study, run_study  # noqa: E402
+from study import Method, Study  # noqa: E402
+from study_report import run_study  # noqa: E402
 
 
 def evaluation(split, epoch, iteration, auc, tasks=None):

@@ -16,7 +16,8 @@ import controls  # noqa: E402
 import model_quality  # noqa: E402
 import study  # noqa: E402
 import study_flags  # noqa: E402
-from study import Method, Study, check_one_data, report  # noqa: E402
+from study import Method, Study  # noqa: E402
+from study_report import check_one_data, report, run_study  # noqa: E402
 
 PLAIN, TUNED = Method("plain"), Method("tuned", "--mlet-inner-dim=64", ("--rate=1", "--rate=2"))
 
@@ -95,8 +96,8 @@ def test_runs_on_different_data_are_no_table():
 def test_a_study_whose_data_changed_ends_in_one_line(driven, monkeypatch, tmp_path, capsys):
     """Whatever renders its tables."""
     flags = flags_of(monkeypatch, tmp_path)
-    monkeypatch.setattr(study, "result_of", lambda path: event(1, 0.7, 0.7, str(path)))
-    assert study.run_study("--base", [PLAIN, TUNED], flags, lambda outcomes: "a table") == 2
+    read = {"read": lambda path: event(1, 0.7, 0.7, str(path))}
+    assert run_study("--base", [PLAIN, TUNED], flags, lambda outcomes: "a table", **read) == 2
     error = capsys.readouterr().err
     assert "different data" in error and error.count("\n") == 1
 

@@ -1,0 +1,187 @@
+"""Tables and pictures of the MLET studies, from the outcomes of `mlet_grid`'s cells."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from iso_quality import Reduction, average, reduction
+from mlet_grid import COMMON, TUNED, Cell
+from study import Outcome
+from study_report import difference, spread
+
+NOT_RUN = "not run"
+Found = Mapping[Cell, Outcome]
+PUBLISHED = {"reduction": "4x to 8x", "average": "5.8x, at most 16x", "time": "+25 %"}
+
+
+def quality_table(cells: Sequence[Cell], found: Found) -> str:
+    """A row a model, recipe and width: at the common rate, tuned, and against the single layer of that width, tuned."""
+    lines = [
+        "| model | recipe | d | AUC, common rate | logloss | accuracy % | table rate x | AUC, tuned | logloss | "
+        "accuracy % | minus tuned single (95 %) |",
+        "|" + "---|" * 11,
+    ]
+    places = dict.fromkeys((cell.model, cell.recipe, cell.dim) for cell in cells)
+    for model, recipe, dim in places:
+        row = [model, recipe, str(dim)]
+        common, tuned = (found.get(Cell(model, recipe, dim, how)) for how in (COMMON, TUNED))
+        row += qualities(common)
+        row += [chosen_rate(tuned), *qualities(tuned)]
+        single = found.get(Cell(model, "single", dim, TUNED))
+        row += [difference(single, tuned) if single and tuned else ""]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def chosen_rate(outcome: Outcome | None) -> str:
+    """The table rate; one at the end of its grid may not be the best there is."""
+    if outcome is None:
+        return ""
+    rate, *rates = (float(each.rpartition("=")[2]) for each in (outcome.setting, *outcome.method.grid))
+    return f"{rate:g} (grid's end)" if rate in (min(rates), max(rates)) else f"{rate:g}"
+
+
+def qualities(outcome: Outcome | None) -> list[str]:
+    """AUC, logloss and accuracy."""
+    if outcome is None:
+        return [NOT_RUN, "", ""]
+    accuracy = statistics.mean(outcome.values("accuracy"))
+    return [spread(outcome.values("auc")), spread(outcome.values("logloss")), f"{accuracy:.2f}"]
+
+
+def curve_of(found: Found, model: str, how: str) -> dict[int, list[float]]:
+    """Single layers: width -> AUC by seed."""
+    return {
+        cell.dim: outcome.values("auc")
+        for cell, outcome in found.items()
+        if (cell.model, cell.recipe, cell.how) == (model, "single", how)
+    }
+
+
+def reductions(found: Found) -> dict[Cell, Reduction]:
+    """Each recipe but the single layer against single layers at the same kind of rate."""
+    out = {}
+    for cell, outcome in found.items():
+        curve = curve_of(found, cell.model, cell.how)
+        if cell.recipe != "single" and len(curve) > 1:
+            out[cell] = reduction(curve, cell.dim, outcome.values("auc"))
+    return out
+
+
+def reduction_table(cells: Sequence[Cell], found: Found, where: str) -> str:
+    """How much narrower at equal AUC: published, against single layers at the common rate, and both tuned."""
+    made = reductions(found)
+    lines = [
+        "| model | recipe | d | published (its own data) | at the common rate | both tuned | measured on |",
+        "|" + "---|" * 7,
+    ]
+    for model, recipe, dim in dict.fromkeys((cell.model, cell.recipe, cell.dim) for cell in cells):
+        if recipe != "single":
+            ours = [str(made.get(Cell(model, recipe, dim, how), NOT_RUN)) for how in (COMMON, TUNED)]
+            published = PUBLISHED["reduction"] if recipe.startswith("mlet") and model == "dlrm" else ""
+            lines.append(f"| {' | '.join([model, recipe, str(dim), published, *ours, where])} |")
+    return "\n".join(lines)
+
+
+def average_table(found: Found, where: str) -> str:
+    """Over the models: geometric mean of the reductions, a row a recipe and width."""
+    made = reductions(found)
+    lines = [
+        "| recipe | d | models | published | at the common rate | both tuned | measured on |",
+        "|" + "---|" * 7,
+    ]
+    for recipe, dim in dict.fromkeys((cell.recipe, cell.dim) for cell in made):
+        of_rate = {how: [each for cell, each in made.items() if (cell.recipe, cell.dim, cell.how) == (recipe, dim, how)]
+                   for how in (COMMON, TUNED)}  # fmt: skip
+        ours = [average(of_rate[how]) if of_rate[how] else NOT_RUN for how in (COMMON, TUNED)]
+        count = str(max(map(len, of_rate.values())))
+        published = PUBLISHED["average"] if recipe.startswith("mlet") else ""
+        lines.append(f"| {' | '.join([recipe, str(dim), count, published, *ours, where])} |")
+    return "\n".join(lines)
+
+
+def time_table(found: Found) -> str:
+    """Training time over that of the single layer of the same width, paired by seed, at the common rate."""
+    lines = ["| model | recipe | d | published | time over single |", "|" + "---|" * 5]
+    for cell, outcome in found.items():
+        single = found.get(Cell(cell.model, "single", cell.dim, COMMON))
+        if cell.how == COMMON and cell.recipe.startswith("mlet") and single:
+            ratios = [
+                outcome.results[seed]["train_seconds"] / result["train_seconds"]
+                for seed, result in single.results.items()
+            ]
+            middle = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.append(f"| {cell.model} | {cell.recipe} | {cell.dim} | {PUBLISHED['time']} | {middle} |")
+    return "\n".join(lines)
+
+
+def write_cells(found: Found, path: Path) -> None:
+    """All numbers, a line a cell."""
+    rows = []
+    for cell, outcome in found.items():
+        first = next(iter(outcome.results.values()))
+        row = {
+            "model": cell.model,
+            "recipe": cell.recipe,
+            "dim": cell.dim,
+            "rate": cell.how,
+            "setting": outcome.setting,
+        }
+        for metric in ("auc", "logloss", "ne", "accuracy"):
+            values = outcome.values(metric)
+            row[metric] = statistics.mean(values)
+            row[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else ""
+        row |= {
+            "seeds": len(outcome.results),
+            "train_bytes": first["train_bytes"],
+            "inference_bytes": first["inference_bytes"],
+        }
+        rows.append(row)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(found: Found, path: Path) -> str:
+    """AUC against d, a line a recipe, a row of panels a model; returns what was drawn, or why not."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "No picture: it needs pip install matplotlib."
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    models = list(dict.fromkeys(cell.model for cell in found))
+    recipes = list(dict.fromkeys(cell.recipe for cell in found))
+    figure, axes = plt.subplots(
+        len(models), 2, figsize=(11, 1 + 3.4 * len(models)), sharey="row", squeeze=False, layout="constrained"
+    )
+    for model, pair in zip(models, axes, strict=True):
+        for how, axis in zip((COMMON, TUNED), pair, strict=True):
+            for number, recipe in enumerate(recipes):
+                points = {
+                    c.dim: o.values("auc")
+                    for c, o in found.items()
+                    if (c.model, c.recipe, c.how) == (model, recipe, how)
+                }
+                if not points:
+                    continue
+                dims = sorted(points)
+                middle = [statistics.mean(points[dim]) for dim in dims]
+                reach = [statistics.stdev(points[dim]) if len(points[dim]) > 1 else 0 for dim in dims]
+                axis.errorbar(
+                    dims, middle, reach, label=recipe, color=f"C{number}", marker="o", capsize=2,
+                    linestyle="-" if recipe == "single" or recipe.startswith("mlet") else ":",
+                )  # fmt: skip
+            axis.set_xscale("log", base=2)
+            axis.set(title=f"{model}, {how}", xlabel="width after collapse, d")
+            axis.grid(alpha=0.3)
+        pair[0].set_ylabel("test AUC")
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return f"Picture: {path}"

@@ -1,0 +1,127 @@
+"""A study from its command line to its table: what is run, what is shown, what is said of the rest."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from metrics_table import result_of  # noqa: E402
+from paired_difference import interval  # noqa: E402
+from study import Method, Outcome, Study  # noqa: E402
+
+Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
+
+
+def check_one_data(outcomes: Sequence[Outcome]) -> None:
+    """Raises ValueError where runs that are compared were made on different raw data."""
+    if len({result["data_sha256"] for each in outcomes for result in each.results.values()}) > 1:
+        raise ValueError("the runs were made on different data: the raw file has changed; name another --work")
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown: a row a method, with its paired difference to the first."""
+    first = outcomes[0]
+    lines = [
+        f"| method | setting | test AUC | logloss | AUC - {first.method.name} (95 %) | inference MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in outcomes:
+        size = next(iter(each.results.values()))["inference_bytes"] / 1e6
+        cells = [each.method.name, f"`{each.setting}`" if each.setting else "-"]
+        cells += [spread(each.values("auc")), spread(each.values("logloss")), difference(first, each), f"{size:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{deviation}"
+
+
+def difference(first: Outcome, other: Outcome) -> str:
+    """Mean over seeds of the paired differences in test AUC, with Student's interval."""
+    if other is first or len(first.results) < 2:
+        return "-"
+    pairs = zip(first.values("auc"), other.values("auc"), strict=True)
+    mean, low, high = interval([second - before for before, second in pairs])
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
+    """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
+    named = [method for method in methods if method.name in flags.only]
+    return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
+
+
+def run_study(
+    base: str,
+    methods: Sequence[Method],
+    flags: argparse.Namespace,
+    render: Callable[[Sequence[Outcome]], str],
+    derive: Derive | None = None,
+    prepare: Callable[[Study], Sequence[Method] | None] | None = None,
+    *,
+    tuning: int = 0,
+    also: Sequence[Method] = (),
+    headline: Callable[[Sequence[Outcome]], str] | None = None,
+    read: Callable[[Path], dict] = result_of,
+) -> int:
+    """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
+
+    Args:
+        base: flags of all runs, before those behind --.
+        methods: what is compared.
+        flags: see `study_flags.parse`.
+        render: Markdown of the outcomes, see `table`.
+        derive: makes further outcomes of the saved models.
+        prepare: called once the data is prepared; may return further methods, made to fit the data.
+        tuning: how many seeds tune, see `Study`.
+        also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
+        headline: what stands above all else.
+        read: see `Study`.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
+    base = f"{base} {flags.more}".strip()
+    study = Study(base, flags.work, flags.seeds, flags.jobs, derive is not None, tuning, read)
+    try:
+        flags.work.mkdir(parents=True, exist_ok=True)
+        done = [method for method in also if study.is_complete(method)]
+        study.check_record([*methods, *done])
+        study.prepare(methods)
+        if prepare:
+            methods = [*methods, *(prepare(study) or ())]
+            study.check_record(methods)
+        outcomes = study.run_all(methods)
+        if outcomes:
+            outcomes += derive(study, outcomes) if derive else []
+            outcomes += [study.outcome(method) for method in done]
+            check_one_data(outcomes)
+            text = render(outcomes)
+    except KeyboardInterrupt:
+        print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
+        return 130
+    except (RuntimeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        study.close()
+    if outcomes:
+        first = next(iter(outcomes[0].results.values()))
+        text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
+        text = f"{headline(outcomes)}\n\n{text}" if headline else text
+        absent = [method.name for method in also if method not in done]
+        text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
+        broken = dict.fromkeys(method.name for method, _, _ in study.failed)
+        text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
+        (flags.work / "table.md").write_text(text)
+        print(text)
+    for reason in study.failed.values():
+        print(f"error: {reason}", file=sys.stderr)
+    return 2 if study.failed else 0

@@ -1,0 +1,94 @@
+"""Cells of the MLET studies: every one a command line of the driver, rates that mirror k/16, tables with all cells."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import mlet_grid  # noqa: E402
+import mlet_tables  # noqa: E402
+import reproduce_mlet_dlrm as script  # noqa: E402
+from mlet_grid import ADAGRAD, COMMON, SGD, TUNED, Cell, cells, method_of, rates_of  # noqa: E402
+from study import Outcome  # noqa: E402
+
+
+@pytest.mark.parametrize("dataset", script.SETS)
+@pytest.mark.parametrize("preset", mlet_grid.PRESETS)
+def test_every_cell_is_a_command_line_of_the_driver(dataset, preset):
+    import dlrm_mlet
+
+    for scale in ("smoke", "small", "paper"):
+        flags = Namespace(dataset=dataset, preset=preset, scale=scale, data="x")
+        for models, grid in ((["dlrm"], script.GRIDS[scale]), (mlet_grid.MODELS, script.MODEL_GRIDS[scale])):
+            optimizer = mlet_grid.optimizer_of(dataset, models)
+            for cell in cells(models, grid, script.AT):
+                method = method_of(cell, optimizer, mlet_grid.dense_of(flags))
+                line = f"{mlet_grid.base_of(flags, optimizer)} {method.flags} {method.grid[-1]} --metrics-file=x"
+                parsed = dlrm_mlet.parse_flags(line.split())
+                assert parsed.arch_sparse_feature_size == cell.dim
+                assert parsed.mlet_inner_dim == (0 if cell.kind in ("single", "matched") else cell.inner)
+
+
+def test_rates_follow_the_factor_that_w2_brings():
+    def rates(recipe, how=TUNED, optimizer=SGD):
+        return rates_of(Cell("dlrm", recipe, 8, how), optimizer)
+
+    assert rates("single") == rates("scaled-64") == (1, 16, 32, 64, 128)
+    assert rates("mlet-64") == rates("fixed-w2-64") == (1, 4, 8, 16, 32)
+    assert rates("mlet-64", COMMON) == rates("single", COMMON) == (1,) and rates("matched-64", COMMON) == (4,)
+    assert rates("mlet-64", optimizer=ADAGRAD) == rates("single", optimizer=ADAGRAD)
+
+
+def test_cells_at_both_rates_share_their_runs():
+    one, other = (method_of(Cell("dlrm", "mlet-64", 8, how), SGD, 13) for how in (COMMON, TUNED))
+    assert one.name == other.name and one.flags == other.flags and set(one.grid) < set(other.grid)
+
+
+def outcome(cell, *aucs):
+    results = {
+        seed: {
+            "best": None, "test": {"auc": auc, "logloss": 0.5, "ne": 0.9, "accuracy": 75.0}, "val": {"auc": auc},
+            "train_seconds": 2.0 if cell.inner else 1.0, "train_bytes": 9, "inference_bytes": 3,
+        }
+        for seed, auc in enumerate(aucs)
+    }  # fmt: skip
+    method = method_of(cell, SGD, 13)
+    return Outcome(method, method.grid[-1], results)
+
+
+def test_tables_show_every_cell_and_both_comparisons(tmp_path):
+    every = cells(["dlrm"], {"single": (4, 8, 16), "mlet-64": (4, 8)}, {})
+    aucs = {("single", 4): 0.70, ("single", 8): 0.71, ("single", 16): 0.72, ("mlet-64", 4): 0.71}
+    found = {
+        cell: outcome(cell, *(aucs[cell.recipe, cell.dim] + shift + (0.05 if cell.how == TUNED else 0)
+                              for shift in (0.0, 0.002)))
+        for cell in every
+        if (cell.recipe, cell.dim) in aucs and (cell.how == COMMON or cell.recipe == "single")
+    }  # fmt: skip
+    table = mlet_tables.reduction_table(every, found, "here")
+    assert "| dlrm | mlet-64 | 4 | 4x to 8x | 2 [2, 2] | not run | here |" in table
+    assert "| dlrm | mlet-64 | 8 | 4x to 8x | not run | not run | here |" in table
+    quality = mlet_tables.quality_table(every, found)
+    assert quality.count("\n") == 1 + 5 and "| dlrm | single | 4 | 0.7010 ±0.0014 |" in quality
+    assert "| 128 (grid's end) | 0.7510" in quality and "| dlrm | mlet-64 | 8 | not run |" in quality
+    assert "| dlrm | mlet-64 | 4 | +25 % | 2.00 (2.00 to 2.00) |" in mlet_tables.time_table(found)
+    mlet_tables.write_cells(found, tmp_path / "cells.csv")
+    assert (tmp_path / "cells.csv").read_text().count("\n") == 1 + len(found)
+
+
+def test_the_authors_choose_on_what_they_report(tmp_path):
+    path = tmp_path / "run.jsonl"
+    events = [
+        {"event": "eval", "split": split, "iteration": at, "accuracy": accuracy, "auc": accuracy / 100}
+        for at, of_test, of_val in ((10, 76.0, 70.0), (20, 75.0, 80.0))
+        for split, accuracy in (("val", of_val), ("test", of_test))
+    ]
+    last = {"event": "result", "test": {"auc": 0.75}, "best": {"test": {"auc": 0.75}}}
+    path.write_text("\n".join(map(json.dumps, [*events, last])))
+    best = mlet_grid.as_the_authors(path)["best"]
+    assert best["test"]["auc"] == 0.76 and best["val"]["auc"] == 0.70
