@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Sequence
 
-from metrics_table import result_of
+from quantized_runs import quantized
 from study import AUTHORS_BASE as BASE
-from study import Method, Outcome, Study, is_done
+from study import Method
 from study_flags import data_flags, parse
 from study_report import report
 
@@ -31,34 +29,10 @@ METHODS = tuple(
 )
 
 
-def bits_of(method: Method) -> tuple[int, ...]:
-    """What the tables of a method can be stored in after collapse: integers are for plain tables."""
-    return (16,) if "--qr-flag" in method.flags or "--md-flag" in method.flags else (16, 8, 4)
-
-
-def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The same models with their tables in fewer bits."""
-    more = []
-    for outcome in outcomes:
-        for bits in bits_of(outcome.method):
-            method, results = Method(f"{outcome.method.name}-{bits}bit", outcome.method.flags), {}
-            for seed in study.seeds:
-                path = study.file_of(method, outcome.setting, seed)
-                model = study.model_of(outcome.method, outcome.setting, seed) / "last"
-                if not is_done(path) and not model.is_dir():  # somebody needed the space: train it again
-                    study.file_of(outcome.method, outcome.setting, seed).unlink()
-                    study.run(outcome.method, outcome.setting, seed)
-                what = f"--load-model={shlex.quote(str(model))} --inference-only --quantize-emb-with-bit={bits}"
-                study.run(method, outcome.setting, seed, what)
-                results[seed] = result_of(path)
-            more.append(Outcome(method, outcome.setting, results))
-    return more
-
-
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3", [method.name for method in METHODS])
-    return report(f"{BASE} {data_flags(flags)}", METHODS, flags, derive=quantized)
+    return report(f"{BASE} {data_flags(flags)}", METHODS, flags, derive=quantized, keep_models=False)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from study_flags import DATA_SETS, data_flags
 
 RATE = "--emb-learning-rate-multiplier"
 MODELS = ("dlrm", "wide-deep", "deepfm", "xdeepfm", "dcn", "dcn-v2", "nfm", "pnn", "pnn-outer", "autoint")
-COMMON, TUNED = "common rate", "tuned rate"
+COMMON, TUNED = "common", "tuned"
 TUNING_SEEDS = 2
 BENCHMARK = ("frappe", "movielens-1m")  # in the benchmarks' settings; others in the authors'
 PRESETS = {

@@ -178,7 +178,7 @@ def draw(found: Found, path: Path) -> str:
                     linestyle="-" if recipe == "single" or recipe.startswith("mlet") else ":",
                 )  # fmt: skip
             axis.set_xscale("log", base=2)
-            axis.set(title=f"{model}, {how}", xlabel="width after collapse, d")
+            axis.set(title=f"{model}, {how} table rate", xlabel="width after collapse, d")
             axis.grid(alpha=0.3)
         pair[0].set_ylabel("test AUC")
     axes[0, 0].legend(fontsize=8)

@@ -54,10 +54,24 @@ def difference(first: Outcome, other: Outcome) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
+def report(
+    base: str,
+    methods: Sequence[Method],
+    flags: argparse.Namespace,
+    derive: Derive | None = None,
+    keep_models: bool | None = None,
+) -> int:
     """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
     named = [method for method in methods if method.name in flags.only]
-    return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
+    return run_study(
+        base,
+        named,
+        flags,
+        table,
+        derive,
+        also=[method for method in methods if method not in named],
+        keep_models=keep_models,
+    )
 
 
 def run_study(
@@ -72,6 +86,7 @@ def run_study(
     also: Sequence[Method] = (),
     headline: Callable[[Sequence[Outcome]], str] | None = None,
     read: Callable[[Path], dict] = result_of,
+    keep_models: bool | None = None,
 ) -> int:
     """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
 
@@ -85,11 +100,12 @@ def run_study(
         tuning: how many seeds tune, see `Study`.
         also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
         headline: what stands above all else.
-        read: see `Study`.
+        read, keep_models: see `Study`; models are kept where something is derived of them, unless it makes its own.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
-    study = Study(base, flags.work, flags.seeds, flags.jobs, derive is not None, tuning, read)
+    keep = derive is not None if keep_models is None else keep_models
+    study = Study(base, flags.work, flags.seeds, flags.jobs, keep, tuning, read)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
         done = [method for method in also if study.is_complete(method)]
@@ -116,7 +132,7 @@ def run_study(
         first = next(iter(outcomes[0].results.values()))
         text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
         text = f"{headline(outcomes)}\n\n{text}" if headline else text
-        absent = [method.name for method in also if method not in done]
+        absent = dict.fromkeys(method.name for method in also if method not in done)
         text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
         broken = dict.fromkeys(method.name for method, _, _ in study.failed)
         text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""

@@ -11,22 +11,27 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import mlet_grid  # noqa: E402
+import mlet_study  # noqa: E402
 import mlet_tables  # noqa: E402
-import reproduce_mlet_dlrm as script  # noqa: E402
+import reproduce_mlet_dlrm  # noqa: E402
+import reproduce_mlet_models  # noqa: E402
+import reproduce_mlet_rare_items as rare  # noqa: E402
 from mlet_grid import ADAGRAD, COMMON, SGD, TUNED, Cell, cells, method_of, rates_of  # noqa: E402
 from study import Outcome  # noqa: E402
 
+SCRIPTS = {reproduce_mlet_dlrm: ["dlrm"], reproduce_mlet_models: mlet_grid.MODELS, rare: ["dlrm"]}
 
-@pytest.mark.parametrize("dataset", script.SETS)
+
+@pytest.mark.parametrize("dataset", mlet_study.SETS)
 @pytest.mark.parametrize("preset", mlet_grid.PRESETS)
 def test_every_cell_is_a_command_line_of_the_driver(dataset, preset):
     import dlrm_mlet
 
     for scale in ("smoke", "small", "paper"):
         flags = Namespace(dataset=dataset, preset=preset, scale=scale, data="x")
-        for models, grid in ((["dlrm"], script.GRIDS[scale]), (mlet_grid.MODELS, script.MODEL_GRIDS[scale])):
+        for script, models in SCRIPTS.items():
             optimizer = mlet_grid.optimizer_of(dataset, models)
-            for cell in cells(models, grid, script.AT):
+            for cell in cells(models, script.GRIDS[scale], reproduce_mlet_dlrm.AT):
                 method = method_of(cell, optimizer, mlet_grid.dense_of(flags))
                 line = f"{mlet_grid.base_of(flags, optimizer)} {method.flags} {method.grid[-1]} --metrics-file=x"
                 parsed = dlrm_mlet.parse_flags(line.split())

@@ -1,0 +1,200 @@
+"""The study of scripts/equal_bytes.sh, which says how to run it."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paired_difference import interval
+from quantized_runs import quantized
+from study import AUTHORS_BASE, Method, Outcome
+from study_flags import DATA_SETS, data_flags, parse
+from study_report import difference, run_study, spread
+
+RATE = "--emb-learning-rate-multiplier"
+RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
+REFERENCE = "single.64"
+MARGIN = 0.001  # of AUC: below it a loss is called none
+BASE = f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --mini-batch-size=512"
+PARTS = {
+    "single": "",
+    "mlet": "--mlet-inner-dim=64",
+    "reinit": "--emb-reinit=epoch --nepochs=5",
+    "modulo": "--hash-method=modulo --hash-compression=10",
+    "frequency": "--hash-method=frequency --hash-compression=10",
+    "learned": "--hash-method=learned --hash-compression=10 --hash-history=0.5",
+}
+ALL_ROWS = " --hash-history=0"
+# recipe -> widths
+RECIPES = {
+    "single": (64, 16, 4, 2),
+    "mlet": (4, 2),
+    "reinit": (64, 4, 2),
+    "modulo": (4,),
+    "frequency": (4,),
+    "learned": (4,),
+    "mlet+reinit": (4, 2),
+    "reinit+modulo": (4, 2),
+    "reinit+frequency": (4,),
+    "mlet+reinit+modulo": (4, 2),
+}
+GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, "paper": RECIPES}
+TUNING_SEEDS = 2
+
+
+def methods_of(scale: str, only: Sequence[str], dense: int) -> list[Method]:
+    """A method a recipe and width; the reference is always there."""
+    return [
+        Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), RATES)
+        for recipe, dims in GRIDS[scale].items()
+        for dim in dims
+        if recipe in only or f"{recipe}.{dim}" == REFERENCE
+    ]
+
+
+def flags_of(recipe: str, dim: int, dense: int) -> str:
+    """The driver's flags of a recipe: its parts' together. A map that needs no label is fitted to all rows."""
+    parts = recipe.split("+")
+    text = " ".join(PARTS[part] for part in parts).strip()
+    text += ALL_ROWS if {"modulo", "frequency"} & set(parts) else ""
+    width = f"--arch-sparse-feature-size={dim}" + (f" --arch-mlp-bot={dense}-256-64-{dim}" if dense else "")
+    return f"{width} {text}".strip()
+
+
+def bytes_of(outcome: Outcome) -> int:
+    """Of the served model, maps included; the smallest over the seeds and the largest hardly differ."""
+    return round(statistics.median(result["inference_bytes"] for result in outcome.results.values()))
+
+
+def tables_of(outcomes: Sequence[Outcome]) -> str:
+    """All, the largest first, with their difference to the reference; and the line of those that lose nothing."""
+    reference = next(outcome for outcome in outcomes if outcome.method.name == REFERENCE)
+    lines = [f"| recipe | bits | setting | AUC | minus {REFERENCE} (95 %) | MB | times smaller |", "|" + "---|" * 7]
+    for outcome in sorted(outcomes, key=bytes_of, reverse=True):
+        name, bits = names_of(outcome)
+        cells = [name, bits, outcome.setting.rpartition("=")[2], spread(outcome.values("auc"))]
+        cells += [difference(reference, outcome), f"{bytes_of(outcome) / 1e6:.2f}"]
+        lines.append(f"| {' | '.join([*cells, f'{bytes_of(reference) / bytes_of(outcome):.1f}'])} |")
+    return "\n".join(lines)
+
+
+def names_of(outcome: Outcome) -> tuple[str, str]:
+    """Recipe with its width, bits."""
+    name, _, bits = outcome.method.name.partition("-")
+    return name, bits.removesuffix("bit") or "32"
+
+
+def verdict(outcomes: Sequence[Outcome]) -> str:
+    """The smallest model that is not worse than the reference: on the mean, and for certain."""
+    reference = next(outcome for outcome in outcomes if outcome.method.name == REFERENCE)
+    if len(reference.results) < 2:
+        return "How small can a model of equal AUC be? One seed says nothing about that."
+
+    def smallest(is_good) -> str:  # noqa: ANN001
+        good = [each for each in outcomes if is_good(*interval_of(reference, each))]
+        if not good:
+            return "none"
+        best = min(good, key=bytes_of)
+        factor = bytes_of(reference) / bytes_of(best)
+        return f"{' in '.join(names_of(best))} bits, {bytes_of(best) / 1e6:.2f} MB, {factor:.1f} times smaller"
+
+    on_average = smallest(lambda mean, low, high: mean >= 0)
+    certain = smallest(lambda mean, low, high: low >= -MARGIN)
+    plain = [each for each in outcomes if names_of(each)[0].startswith("single.")]
+    size = f"{bytes_of(reference) / 1e6:.2f} MB"
+    return (
+        f"How small can a model of the AUC of a tuned single layer of d = 64 be ({size})? Smallest with no lower mean: "
+        f"{on_average}. Smallest whose interval excludes a loss of {MARGIN}: {certain}. Single layers in any width and "
+        f"bits alone: {min_of(plain, reference)}."
+    )
+
+
+def min_of(outcomes: Sequence[Outcome], reference: Outcome) -> str:
+    """The smallest of these with no lower mean than the reference."""
+    best = min((each for each in outcomes if interval_of(reference, each)[0] >= 0), key=bytes_of)
+    return f"{' in '.join(names_of(best))} bits, {bytes_of(reference) / bytes_of(best):.1f} times smaller"
+
+
+def interval_of(reference: Outcome, other: Outcome) -> tuple[float, float, float]:
+    """Mean of the paired differences in AUC and the ends of its interval."""
+    if other is reference:
+        return 0.0, 0.0, 0.0
+    pairs = zip(reference.values("auc"), other.values("auc"), strict=True)
+    return interval([second - first for first, second in pairs])
+
+
+def write_cells(outcomes: Sequence[Outcome], path: Path) -> None:
+    """All numbers, a line a recipe, width and bits."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recipe", "bits", "setting", "seeds", "auc", "auc_std", "logloss", "inference_bytes"])
+        for each in outcomes:
+            aucs = each.values("auc")
+            numbers = [
+                statistics.mean(aucs),
+                statistics.stdev(aucs) if len(aucs) > 1 else "",
+                statistics.mean(each.values("logloss")),
+            ]
+            writer.writerow([*names_of(each), each.setting, len(aucs), *numbers, bytes_of(each)])
+
+
+def draw(outcomes: Sequence[Outcome], path: Path) -> str:
+    """AUC against bytes, a line a recipe and width over its bits; returns what was drawn, or why not."""
+    try:
+        import matplotlib
+    except ImportError:
+        return "No picture: it needs pip install matplotlib."
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    for number, name in enumerate(dict.fromkeys(names_of(each)[0] for each in outcomes)):
+        points = sorted(
+            (bytes_of(each) / 1e6, statistics.mean(each.values("auc")))
+            for each in outcomes
+            if names_of(each)[0] == name
+        )
+        style = "--" if name.startswith("single") else "-"
+        axis.plot(
+            *zip(*points, strict=True), marker="os^Dv"[number % 5], linestyle=style, color=f"C{number % 10}", label=name
+        )
+    reference = next(each for each in outcomes if each.method.name == REFERENCE)
+    axis.axhline(statistics.mean(reference.values("auc")), color="gray", linewidth=1)
+    axis.set(
+        xscale="log", xlabel="inference MB, maps included (each recipe in 32, 16, 8 and 4 bits)", ylabel="test AUC"
+    )
+    axis.legend(fontsize=7, ncols=2)
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return f"Picture: {path}"
+
+
+def main() -> int:
+    """Run the study on the command line's data."""
+    flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=("criteo", "synthetic", "movielens-1m", "globo"))
+    dense = DATA_SETS[flags.dataset].dense
+    wanted = methods_of(flags.scale, flags.only, dense)
+
+    def render(outcomes: Sequence[Outcome]) -> str:
+        write_cells(outcomes, flags.work / "cells.csv")
+        return f"{tables_of(outcomes)}\n\n{draw(outcomes, flags.work / 'bytes.png')}"
+
+    return run_study(
+        f"{BASE} {data_flags(flags)}",
+        wanted,
+        flags,
+        render,
+        quantized,
+        tuning=TUNING_SEEDS,
+        also=[each for each in methods_of(flags.scale, list(RECIPES), dense) if each not in wanted],
+        headline=verdict,
+        keep_models=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

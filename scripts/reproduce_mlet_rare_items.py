@@ -1,0 +1,113 @@
+"""The study of scripts/reproduce_mlet_rare_items.sh, which says how to run it."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+
+from mlet_grid import COMMON, MODELS, Cell
+from mlet_study import place_of, read_flags, run
+from mlet_tables import NOT_RUN, Found, quality_table
+from paired_difference import interval
+from rare_items import RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
+
+# recipe -> widths, by scale
+GRIDS = {
+    "smoke": {"single": (4,), "mlet-64": (4,)},
+    "small": {"single": (8,), "mlet-64": (8,), "fixed-w2-64": (8,), "matched-64": (8,)},
+    "paper": {"single": (4, 8, 16), "mlet-64": (4, 8, 16), "fixed-w2-64": (4, 8, 16), "matched-64": (4, 8, 16)},
+}
+AT = {"matched-64": (COMMON,)}
+TITLES = {  # of a group of bins, and of its first column
+    RAREST: ("By how often the rarest id of a row occurs in training", "occurrences"),
+    RARE_IDS: ("By how many of a row's ids are rare", "rare ids"),
+}
+
+
+def rows_of(single: Cell, found: Found) -> dict[Cell, list[Row]]:
+    """Each other recipe of this model, width and rate against the single layer, bin by bin."""
+    runs = {
+        cell: read_runs([outcome.files[seed] for seed in sorted(outcome.files)])
+        for cell, outcome in found.items()
+        if (cell.model, cell.dim, cell.how) == (single.model, single.dim, single.how)
+    }
+    base = runs.pop(single)
+    for other in runs.values():
+        check_comparable(base, other)
+    return {cell: compare(base, other, tables=False) for cell, other in runs.items()}
+
+
+def bins_table(rows: dict[Cell, list[Row]], group: str, column: str) -> str:
+    """A row a bin: the single layer's AUC, and the differences of the others with their intervals."""
+    lines = [
+        f"| {column} | rows | single | " + " | ".join(f"{cell.recipe} minus single (95 %)" for cell in rows) + " |"
+    ]
+    lines += ["|" + "---|" * (3 + len(rows))]
+    for bins in zip(*rows.values(), strict=True):
+        first = bins[0]
+        if first["table"] == group:
+            single = "one class" if first["auc_base"] is None else f"{first['auc_base']:.4f}"
+            cells = [counts_text(first) or first["bin"], f"{first['samples']:,}", single]
+            lines.append(f"| {' | '.join(cells + [gain_text(each) for each in bins])} |")
+    return "\n".join(lines)
+
+
+def gain_text(row: Row) -> str:
+    """A difference in AUC with its interval."""
+    if row["auc_difference"] is None:
+        return ""
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(
+        *(row[f"auc_{name}"] for name in ("difference", "difference_low", "difference_high"))
+    )
+
+
+def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
+    """By how much more the rarer half of the bins gains than the other half: the mean over seeds, with its interval."""
+    by_seed = []
+    for seed, base in found[single].results.items():
+        gains = [
+            theirs["auc"] - ours["auc"]
+            for ours, theirs in zip(
+                *(run["by_frequency"]["rarest"]["bins"] for run in (base, found[other].results[seed])), strict=True
+            )
+            if ours["auc"] is not None and theirs["auc"] is not None
+        ]
+        half = len(gains) // 2
+        if not half:
+            return "undefined (one bin)"
+        by_seed.append(statistics.mean(gains[:half]) - statistics.mean(gains[-half:]))
+    mean, low, high = interval(by_seed)
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
+    """A section a model, width and rate."""
+    if len(flags.seeds) < 2:
+        return "Differences need two seeds.\n\n" + quality_table(every, found)
+    text = [f"Measured on {place_of(found, flags)}.", ""]
+    for single in [cell for cell in every if cell.recipe == "single"]:
+        title = f"{single.model}, d = {single.dim}, {single.how} table rate"
+        rows = rows_of(single, found) if single in found else {}
+        text += [f"### {title}", ""]
+        if not rows:
+            text += [NOT_RUN, ""]
+            continue
+        gains = [f"{cell.recipe} {rarity_gain(single, cell, found)}" for cell in rows]
+        text += [f"Gain of the rarer half of the bins minus gain of the other half: {'; '.join(gains)}.", ""]
+        for group, (heading, column) in TITLES.items():
+            text += [f"{heading}:", "", bins_table(rows, group, column), ""]
+    return "\n".join([*text, "### Quality over all rows", "", quality_table(every, found)])
+
+
+def main() -> int:
+    """DLRM unless --models names others."""
+    flags = read_flags(__doc__, GRIDS, MODELS)
+    if len(flags.models) == len(MODELS):
+        flags.models = ["dlrm"]
+    return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The study of rare items on made-up runs: bins, their differences, and by how much more the rare ones gain."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import reproduce_mlet_rare_items as study  # noqa: E402
+from mlet_grid import COMMON, SGD, TUNED, Cell, method_of  # noqa: E402
+from study import Outcome  # noqa: E402
+
+SINGLE, MLET = (Cell("dlrm", recipe, 8, COMMON) for recipe in ("single", "mlet-64"))
+EVERY = [SINGLE, MLET, *(Cell("dlrm", recipe, 8, TUNED) for recipe in ("single", "mlet-64"))]
+
+
+def outcome(cell, folder, gains):
+    """Two seeds; `gains` of the bins, rarest first, over an AUC of 0.7."""
+    bins = [{"low": 10**n, "high": 10 ** (n + 1) - 1, "samples": 50, "positives": 9, "auc": 0.7 + gain, "logloss": 0.5}
+            for n, gain in enumerate(gains)]  # fmt: skip
+    every = {"samples": 200, "positives": 36, "auc": 0.7, "logloss": 0.5, "ne": 0.9, "accuracy": 75.0}
+    parts = {"bins": bins, "empty": None}
+    results = {
+        seed: {
+            "event": "result", "seed": seed, "best": None, "test": every, "val": every, "data_sha256": "d",
+            "data": {"rows": {"train": 1000}}, "train_bytes": 1, "inference_bytes": 1, "train_seconds": 1.0,
+            "by_frequency": {"all": every, "rarest": parts, "rare_ids": parts | {"below": 10}, "tables": {}},
+        }
+        for seed in (1, 2)
+    }  # fmt: skip
+    files = {seed: folder / f"{cell.recipe}-{seed}.jsonl" for seed in results}
+    for seed, path in files.items():
+        path.write_text(json.dumps(results[seed]) + "\n")
+    method = method_of(cell, SGD, 13)
+    return Outcome(method, method.grid[0], results, files)
+
+
+@pytest.fixture
+def found(tmp_path):
+    return {SINGLE: outcome(SINGLE, tmp_path, (0, 0, 0, 0)), MLET: outcome(MLET, tmp_path, (0.04, 0.02, 0.01, 0.01))}
+
+
+def test_each_bin_has_its_difference_and_the_rare_half_is_set_against_the_other(found):
+    text = study.rare_report(EVERY, found, Namespace(seeds=[1, 2], dataset="criteo"))
+    assert "Measured on criteo, 1,000 rows." in text
+    assert "| 1-9 | 50 | 0.7000 | +0.0400 [+0.0400, +0.0400] |" in text
+    assert "minus gain of the other half: mlet-64 +0.0200 [+0.0200, +0.0200]." in text
+    assert text.count("not run") >= 3  # the tuned rate: its section, and both of its recipes below
+    assert text.count("| rare ids |") == 1 and text.count("| occurrences |") == 1
+
+
+def test_one_seed_and_one_bin_say_nothing(found, tmp_path):
+    assert study.rare_report(EVERY, found, Namespace(seeds=[1], dataset="x")).startswith("Differences need two seeds.")
+    pair = {cell: outcome(cell, tmp_path, (0.01,)) for cell in (SINGLE, MLET)}
+    assert study.rarity_gain(SINGLE, MLET, pair) == "undefined (one bin)"
