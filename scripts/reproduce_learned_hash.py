@@ -122,9 +122,14 @@ def draw(cells: Sequence[dict], path: Path) -> str:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for method in dict.fromkeys(cell["method"] for cell in cells):
+    for number, method in enumerate(dict.fromkeys(cell["method"] for cell in cells)):
         line = [cell for cell in cells if cell["method"] == method and cell["rows"] == "later"]
-        style = {"marker": "o", "label": method, "linestyle": "-" if method not in RIVALS else "--"}
+        style = {
+            "marker": "o",
+            "label": method,
+            "linestyle": "-" if method not in RIVALS else "--",
+            "color": plt.cm.tab20(number % 20),
+        }
         axes[0].plot([1 / float(cell["compression"]) for cell in line], [cell["auc"] for cell in line], **style)
         axes[1].plot([cell["inference_mb"] for cell in line], [cell["auc"] for cell in line], **style)
     axes[0].set(xscale="log", xlabel="rows / ids", ylabel="test AUC", title="equal rows")
