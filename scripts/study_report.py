@@ -132,7 +132,8 @@ def run_study(
         first = next(iter(outcomes[0].results.values()))
         text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
         text = f"{headline(outcomes)}\n\n{text}" if headline else text
-        absent = dict.fromkeys(method.name for method in also if method not in done)
+        shown = {outcome.method.name for outcome in outcomes}  # a name may stand for several grids of settings
+        absent = dict.fromkeys(method.name for method in also if method.name not in shown)
         text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
         broken = dict.fromkeys(method.name for method, _, _ in study.failed)
         text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""

@@ -76,8 +76,8 @@ def test_tables_show_every_cell_and_both_comparisons(tmp_path):
         if (cell.recipe, cell.dim) in aucs and (cell.how == COMMON or cell.recipe == "single")
     }  # fmt: skip
     table = mlet_tables.reduction_table(every, found, "here")
-    assert "| dlrm | mlet-64 | 4 | 4x to 8x | 2 [2, 2] | not run | here |" in table
-    assert "| dlrm | mlet-64 | 8 | 4x to 8x | not run | not run | here |" in table
+    assert "| dlrm | mlet-64 | 4 | 4x to 8x | 2 [2, 2] | lower | not run | here |" in table
+    assert "| dlrm | mlet-64 | 8 | 4x to 8x | not run |  | not run | here |" in table
     quality = mlet_tables.quality_table(every, found)
     assert quality.count("\n") == 1 + 5 and "| dlrm | single | 4 | 0.7010 ±0.0014 |" in quality
     assert "| 128 (grid's end) | 0.7510" in quality and "| dlrm | mlet-64 | 8 | not run |" in quality
