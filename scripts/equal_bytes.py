@@ -17,6 +17,7 @@ from study_report import difference, run_study, spread
 RATE = "--emb-learning-rate-multiplier"
 RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
 REFERENCE = "single.64"
+SETS = ("criteo", "synthetic", "movielens-1m", "globo")
 MARGIN = 0.001  # of AUC: below it a loss is called none
 BASE = f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --mini-batch-size=512"
 PARTS = {
@@ -42,7 +43,6 @@ RECIPES = {
     "mlet+reinit+modulo": (4, 2),
 }
 GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, "paper": RECIPES}
-TUNING_SEEDS = 2
 
 
 def methods_of(scale: str, only: Sequence[str], dense: int) -> list[Method]:
@@ -175,7 +175,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> str:
 
 def main() -> int:
     """Run the study on the command line's data."""
-    flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=("criteo", "synthetic", "movielens-1m", "globo"))
+    flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=SETS, tuning=2)
     dense = DATA_SETS[flags.dataset].dense
     wanted = methods_of(flags.scale, flags.only, dense)
 
@@ -189,7 +189,6 @@ def main() -> int:
         flags,
         render,
         quantized,
-        tuning=TUNING_SEEDS,
         also=[each for each in methods_of(flags.scale, list(RECIPES), dense) if each not in wanted],
         headline=verdict,
         keep_models=False,

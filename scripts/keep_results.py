@@ -3,8 +3,8 @@
 python scripts/keep_results.py multi_epoch_criteo_output --to results/reproduce_multi_epoch/criteo
 
 writes TO/runs.jsonl, one line a run: its name, seed, flags that differ from the driver's defaults, versions, checksum
-of the data, metrics after each epoch, losses across boundaries, and the result; and copies the study's table.md,
-cells.csv and pictures. Folders are left out: they say where something lay, not what it was.
+of the data, metrics after each epoch, losses across boundaries, and the result; and copies the study's tables
+(*.md, *.csv) and pictures. Folders are left out: they say where something lay, not what it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from study import is_done  # noqa: E402
 
-COPIED = ("cells.csv", "*.png")
+COPIED = ("*.csv", "*.png")
 FOLDERS = re.compile(r"(?<=[=\s])/\S*/(?=\S)")  # of an absolute path
 QUALITIES = ("auc", "logloss", "ne")
 
@@ -68,7 +68,7 @@ def keep(files: list[Path], work: Path, to: Path) -> None:
     for pattern in COPIED:
         for path in work.glob(pattern):
             shutil.copy(path, to / path.name)
-    if (table := work / "table.md").exists():
+    for table in work.glob("*.md"):
         (to / table.name).write_text(FOLDERS.sub("", table.read_text()))
 
 

@@ -20,7 +20,6 @@ from study_flags import DATA_SETS, data_flags
 RATE = "--emb-learning-rate-multiplier"
 MODELS = ("dlrm", "wide-deep", "deepfm", "xdeepfm", "dcn", "dcn-v2", "nfm", "pnn", "pnn-outer", "autoint")
 COMMON, TUNED = "common", "tuned"
-TUNING_SEEDS = 2
 BENCHMARK = ("frappe", "movielens-1m")  # in the benchmarks' settings; others in the authors'
 PRESETS = {
     "fixed": {},
@@ -44,7 +43,7 @@ class Optimizer:
     scales: bool
 
 
-SGD = Optimizer("--learning-rate=0.2 --mini-batch-size=128", (1, 16, 32, 64, 128), scales=True)
+SGD = Optimizer("--learning-rate=0.2 --mini-batch-size=128", (1, 32, 64, 128, 256), scales=True)
 ADAGRAD = Optimizer(
     "--optimizer=adagrad --learning-rate=0.02 --mini-batch-size=256", (1, 0.1, 0.3, 3, 10), scales=False
 )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from metrics_table import result_of
 from mlet_grid import (
     PRESETS,
-    TUNING_SEEDS,
     Cell,
     as_the_authors,
     base_of,
@@ -42,7 +41,12 @@ def read_flags(doc: str, grids: Mapping[str, Grid], models: Sequence[str]) -> ar
 
 
 def run(
-    flags: argparse.Namespace, grid: Grid, models: Sequence[str], at: Mapping[str, Sequence[str]], show: Show
+    flags: argparse.Namespace,
+    grid: Grid,
+    models: Sequence[str],
+    at: Mapping[str, Sequence[str]],
+    show: Show,
+    name: str = "table",
 ) -> int:
     """Run the cells that the command line names, and show them all.
 
@@ -52,6 +56,7 @@ def run(
         models: all of the table; `flags` may name fewer to run.
         at: recipes that are not run at both rates, and at which they are.
         show: Markdown of the cells that there are.
+        name: of the table, and, with the ending .csv, of its numbers.
     """
     optimizer, dense = optimizer_of(flags.dataset, models), dense_of(flags)
     every = cells(models, grid, at)
@@ -61,7 +66,7 @@ def run(
     def render(outcomes: Sequence[Outcome]) -> str:
         of_method = {outcome.method: outcome for outcome in outcomes}
         found = {cell: of_method[made] for cell, made in method.items() if made in of_method}
-        write_cells(found, flags.work / "cells.csv")
+        write_cells(found, flags.work / ("cells.csv" if name == "table" else f"{name}.csv"))
         return show(every, found, flags)
 
     return run_study(
@@ -69,9 +74,9 @@ def run(
         [method[cell] for cell in wanted],
         flags,
         render,
-        tuning=TUNING_SEEDS,
         also=[method[cell] for cell in every if cell not in wanted],
         read=as_the_authors if flags.preset == "authors" else result_of,
+        table_name=f"{name}.md",
     )
 
 

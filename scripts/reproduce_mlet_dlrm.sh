@@ -9,14 +9,14 @@
 #   bash scripts/reproduce_mlet_dlrm.sh train.txt --scale=paper --device=cuda --jobs 4        # 45,840,617 rows
 #
 # Sets: criteo, synthetic, avazu, movielens-1m, frappe, globo (the folders: README, "Data sets"). Every cell is run at the common table rate, as the papers
-# compare, and tuned: single layer and MLET choose from five rates each, on validation, over the first two seeds. Beside MLET: a fixed
+# compare, and tuned: single layer and MLET choose from five rates each, on validation. Beside MLET: a fixed
 # random W2, a single layer with MLET's rate and start (matched), and W2 trained without the cross-category term (masked).
 #
 #   scale   runs  minutes (2 cores)                       memory   disk
-#   smoke     14  2, 20,000 generated rows                0.6 GB   20 MB
-#   small    330  30 on 80,000 Criteo rows; 10 times as long on a million
+#   smoke     20  2, 20,000 generated rows                0.6 GB   20 MB
+#   small    475  50 on 80,000 Criteo rows; 10 times as long on a million
 #                                                         0.8 GB   30 MB + 20 kB a run
-#   paper    480  a run 0.5 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
+#   paper    675  a run 0.5 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #                                                         see README, "At full size"
 #
 # Results: WORK (reproduce_mlet_dlrm_SET_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mlet_grid import PRESETS, RATE, SGD, TUNED, TUNING_SEEDS, Cell, base_of, dense_of, method_of, rates_of
+from mlet_grid import PRESETS, RATE, SGD, TUNED, Cell, base_of, dense_of, method_of, rates_of
 from mlet_study import SETS
 from quantized_runs import quantized
 from study import Method, Outcome
@@ -85,7 +85,6 @@ def main() -> int:
         flags,
         lambda outcomes: tables_of(outcomes, every),
         quantized,
-        tuning=TUNING_SEEDS,
         also=[each for each in every if each not in wanted],
         keep_models=False,
     )

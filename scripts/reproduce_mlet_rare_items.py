@@ -106,7 +106,7 @@ def main() -> int:
     flags = read_flags(__doc__, GRIDS, MODELS)
     if len(flags.models) == len(MODELS):
         flags.models = ["dlrm"]
-    return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report)
+    return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report, "rare_items")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def parse(
     default: Sequence[str] | None = None,
     *,
     data_sets: Sequence[str] = ("criteo", "synthetic"),
+    tuning: int = 0,
     add: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> argparse.Namespace:
     """The command line that studies share; what stands behind -- goes to all runs of the driver, as `more`.
@@ -88,6 +89,7 @@ def parse(
         methods: what --only may name.
         default: what is run without --only; all unless it is given.
         data_sets: what --dataset may name.
+        tuning: what --tuning-seeds is by default.
         add: adds the study's own arguments.
     """
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
@@ -103,6 +105,8 @@ def parse(
     parser.add_argument(
         "--only", nargs="+", choices=methods, default=list(methods if default is None else default), metavar="METHOD"
     )
+    help_of_tuning = "seeds, from the first, that settings are compared over on validation; 0: all"
+    parser.add_argument("--tuning-seeds", type=count(0), default=tuning, metavar="N", help=help_of_tuning)
     parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time")
     if add:
         add(parser)

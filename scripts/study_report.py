@@ -82,13 +82,13 @@ def run_study(
     derive: Derive | None = None,
     prepare: Callable[[Study], Sequence[Method] | None] | None = None,
     *,
-    tuning: int = 0,
     also: Sequence[Method] = (),
     headline: Callable[[Sequence[Outcome]], str] | None = None,
     read: Callable[[Path], dict] = result_of,
     keep_models: bool | None = None,
+    table_name: str = "table.md",
 ) -> int:
-    """Run a study and print what comes of it, which is also written to WORK/table.md. Returns the exit code.
+    """Run a study and print what comes of it, which is also written to WORK. Returns the exit code.
 
     Args:
         base: flags of all runs, before those behind --.
@@ -97,15 +97,15 @@ def run_study(
         render: Markdown of the outcomes, see `table`.
         derive: makes further outcomes of the saved models.
         prepare: called once the data is prepared; may return further methods, made to fit the data.
-        tuning: how many seeds tune, see `Study`.
         also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
         headline: what stands above all else.
         read, keep_models: see `Study`; models are kept where something is derived of them, unless it makes its own.
+        table_name: of the file in WORK.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
     keep = derive is not None if keep_models is None else keep_models
-    study = Study(base, flags.work, flags.seeds, flags.jobs, keep, tuning, read)
+    study = Study(base, flags.work, flags.seeds, flags.jobs, keep, flags.tuning_seeds, read)
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
         done = [method for method in also if study.is_complete(method)]
@@ -137,7 +137,7 @@ def run_study(
         text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
         broken = dict.fromkeys(method.name for method, _, _ in study.failed)
         text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
-        (flags.work / "table.md").write_text(text)
+        (flags.work / table_name).write_text(text)
         print(text)
     for reason in study.failed.values():
         print(f"error: {reason}", file=sys.stderr)

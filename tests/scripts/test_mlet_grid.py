@@ -43,8 +43,8 @@ def test_rates_follow_the_factor_that_w2_brings():
     def rates(recipe, how=TUNED, optimizer=SGD):
         return rates_of(Cell("dlrm", recipe, 8, how), optimizer)
 
-    assert rates("single") == rates("scaled-64") == (1, 16, 32, 64, 128)
-    assert rates("mlet-64") == rates("fixed-w2-64") == (1, 4, 8, 16, 32)
+    assert rates("single") == rates("scaled-64") == (1, 32, 64, 128, 256)
+    assert rates("mlet-64") == rates("fixed-w2-64") == (1, 8, 16, 32, 64)
     assert rates("mlet-64", COMMON) == rates("single", COMMON) == (1,) and rates("matched-64", COMMON) == (4,)
     assert rates("mlet-64", optimizer=ADAGRAD) == rates("single", optimizer=ADAGRAD)
 
@@ -80,7 +80,7 @@ def test_tables_show_every_cell_and_both_comparisons(tmp_path):
     assert "| dlrm | mlet-64 | 8 | 4x to 8x | not run |  | not run | here |" in table
     quality = mlet_tables.quality_table(every, found)
     assert quality.count("\n") == 1 + 5 and "| dlrm | single | 4 | 0.7010 ±0.0014 |" in quality
-    assert "| 128 (grid's end) | 0.7510" in quality and "| dlrm | mlet-64 | 8 | not run |" in quality
+    assert "| 256 (grid's end) | 0.7510" in quality and "| dlrm | mlet-64 | 8 | not run |" in quality
     assert "| dlrm | mlet-64 | 4 | +25 % | 2.00 (2.00 to 2.00) |" in mlet_tables.time_table(found)
     mlet_tables.write_cells(found, tmp_path / "cells.csv")
     assert (tmp_path / "cells.csv").read_text().count("\n") == 1 + len(found)
