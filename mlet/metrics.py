@@ -125,8 +125,12 @@ class MetricsFile:
             if self._append:
                 _drop_incomplete_line(self._path)
             self._file = open(self._path, "a" if self._append else "w", encoding="utf-8")
-        self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self._path)  # of a full disk nobody would learn which
+            raise
 
     def cut(self, keep: Callable[[dict], bool]) -> None:
         """With append: drop the events of an existing file that `keep` refuses, such as those a resumed run repeats."""

@@ -179,6 +179,12 @@ def test_the_old_file_goes_with_the_first_event_only(tmp_path):
     assert lines_of(path) == [{"event": "new"}]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named():
+    with pytest.raises(OSError, match="No space left.*/dev/full"):
+        MetricsFile("/dev/full").write("train", loss=1.0)
+
+
 def test_append_goes_on_after_the_last_complete_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for content, kept in (
