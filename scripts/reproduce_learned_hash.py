@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from collisions import likeness
 from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import count, data_flags, parse
 from study_report import difference, run_study, spread
@@ -72,7 +74,7 @@ def name_of(outcome: Outcome) -> tuple[str, str, str]:
     return (parts[0], "1", parts[1]) if len(parts) == 2 else (parts[0], parts[1], parts[2])
 
 
-def numbers(outcome: Outcome) -> dict[str, float | str | int]:
+def numbers(outcome: Outcome, alike: float = math.nan) -> dict[str, float | str | int]:
     """One line of cells.csv; collisions are means over the tables that have a map, weighted by nothing."""
     method, budget, rows = name_of(outcome)
     results = list(outcome.results.values())
@@ -84,12 +86,12 @@ def numbers(outcome: Outcome) -> dict[str, float | str | int]:
         "auc": statistics.mean(auc), "auc_std": statistics.stdev(auc) if len(auc) > 1 else 0.0,
         "ne": statistics.mean(ne), "ne_std": statistics.stdev(ne) if len(ne) > 1 else 0.0,
         "inference_mb": results[0]["inference_bytes"] / 1e6,
-        "map_mb": sum(each["map_bytes"] for each in (results[0]["hash"] or {}).values()) / 1e6, **mean,
+        "map_mb": sum(each["map_bytes"] for each in (results[0]["hash"] or {}).values()) / 1e6, **mean, "alike": alike,
     }  # fmt: skip
 
 
-def tables_of(outcomes: Sequence[Outcome]) -> str:
-    """One Markdown table a comparison and budget, each method against modulo of the same."""
+def tables_of(outcomes: Sequence[Outcome], alike: Mapping[str, float]) -> str:
+    """One Markdown table a comparison and budget, each method against modulo of the same; `alike`: see `collisions`."""
     text = []
     for rows, title in (("later", "All train on the later half"), ("all", "Rivals train on all rows")):
         for budget in dict.fromkeys(name_of(each)[1] for each in outcomes):
@@ -99,13 +101,17 @@ def tables_of(outcomes: Sequence[Outcome]) -> str:
                 continue
             first = next((each for each in inside if name_of(each)[0] == "modulo"), inside[0])
             text += [f"### {title}, " + (f"1/{budget} of the rows" if budget != "1" else "a row an id"), ""]
-            text += [f"| method | test AUC | NE | AUC - {name_of(first)[0]} (95 %) | collide | MB | of it map |"]
-            text += ["|---|---|---|---|---|---|---|"]
+            text += [
+                f"| method | test AUC | NE | AUC - {name_of(first)[0]} (95 %) | collide | alike | MB | of it map |"
+            ]
+            text += ["|---|---|---|---|---|---|---|---|"]
             for each in inside:
                 cell = numbers(each)
+                likeness_text = f"{alike[each.method.name]:.2f}" if each.method.name in alike else ""
                 text.append(
                     f"| {name_of(each)[0]} | {spread(each.values('auc'))} | {spread(each.values('ne'))} | "
-                    f"{difference(first, each)} | {cell['colliding_share']:.0%} | {cell['inference_mb']:.2f} | "
+                    f"{difference(first, each)} | {cell['colliding_share']:.0%} | {likeness_text} | "
+                    f"{cell['inference_mb']:.2f} | "
                     f"{cell['map_mb']:.2f} |"
                 )
             text.append("")
@@ -147,14 +153,19 @@ def main() -> int:
     if flags.scale == "smoke":
         flags.budgets = flags.budgets[:1]
     hashed = take_hash_flags(flags)
+    alike: dict[str, float] = {}  # what the maps let share rows
 
     def render(outcomes: Sequence[Outcome]) -> str:
-        cells = [numbers(each) for each in outcomes]
+        cells = [numbers(each, alike.get(each.method.name, math.nan)) for each in outcomes]
         with open(flags.work / "cells.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, cells[0].keys())
             writer.writeheader()
             writer.writerows(cells)
-        return f"{tables_of(outcomes)}\n{draw(cells, flags.work / 'budgets.png')}"
+        return f"{tables_of(outcomes, alike)}\n{draw(cells, flags.work / 'budgets.png')}"
+
+    def compare_collisions(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        alike.update(likeness(study, outcomes, flags.work / PLANTED if flags.dataset == "synthetic" else None))
+        return []
 
     def cells(only: Sequence[str], budgets: Sequence[int]) -> list[Method]:
         return methods_of(flags.dataset, only, budgets, flags.work, hashed)
@@ -165,8 +176,10 @@ def main() -> int:
         wanted,
         flags,
         render,
+        compare_collisions,
         prepare=write_planted if flags.dataset == "synthetic" else None,
         also=[cell for cell in cells(choices, sorted({*BUDGETS, *flags.budgets})) if cell not in wanted],
+        keep_models=False,
     )
 
 

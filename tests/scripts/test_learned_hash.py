@@ -45,10 +45,14 @@ def test_tables_compare_with_modulo_of_the_same_budget_and_rows():
         **{"full.later": (0.8, 0.8), "full.all": (0.9, 0.9), "modulo.10.later": (0.7, 0.71)},
         **{"modulo.10.all": (0.75, 0.76), "learned.10.later": (0.72, 0.73)},
     }
-    text = study.tables_of([outcome(name, *aucs) for name, aucs in cells.items()])
+    text = study.tables_of([outcome(name, *aucs) for name, aucs in cells.items()], {"learned.10.later": 0.75})
     later, every = text.split("### Rivals train on all rows, a row an id")
-    assert "| learned | 0.7250 ±0.0071 | 0.9000 ±0.0000 | +0.0200 [+0.0200, +0.0200] | 50% | 3.00 | 2.00 |" in later
-    assert "| learned | 0.7250 ±0.0071 | 0.9000 ±0.0000 | -0.0300 [-0.0300, -0.0300] | 50% | 3.00 | 2.00 |" in every
+    assert (
+        "| learned | 0.7250 ±0.0071 | 0.9000 ±0.0000 | +0.0200 [+0.0200, +0.0200] | 50% | 0.75 | 3.00 | 2.00 |" in later
+    )
+    assert (
+        "| learned | 0.7250 ±0.0071 | 0.9000 ±0.0000 | -0.0300 [-0.0300, -0.0300] | 50% | 0.75 | 3.00 | 2.00 |" in every
+    )
 
 
 @pytest.mark.slow
@@ -65,6 +69,10 @@ def test_the_command_runs(name, small_tsv, tmp_path, shell_environment):
         rows = {(row["method"], row["rows"]): row for row in csv.DictReader(file)}
     assert set(rows) == {("full", "later"), ("full", "all"), ("modulo", "later"), ("modulo", "all"), (method, "later")}
     assert float(rows[method, "later"]["map_mb"]) > float(rows["modulo", "later"]["map_mb"]) == 0
+    alike = {key: float(row["alike"]) for key, row in rows.items() if key[0] != "full"}
+    assert all(-1 <= value <= 1 for value in alike.values())
+    if name == "synthetic":  # the ids that share rows are those of like planted vectors
+        assert alike["planted", "later"] > alike["modulo", "later"] + 0.05
     assert (tmp_path / "out" / "table.md").read_text() in run.stdout + "\n"
 
 
