@@ -16,7 +16,7 @@
 #   smoke     20  2, 20,000 generated rows                0.6 GB   20 MB
 #   small    475  50 on 80,000 Criteo rows; 10 times as long on a million
 #                                                         0.8 GB   30 MB + 20 kB a run
-#   paper    675  a run 0.5 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
+#   paper    675  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #                                                         see README, "At full size"
 #
 # Results: WORK (reproduce_mlet_dlrm_SET_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was

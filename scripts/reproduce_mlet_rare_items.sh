@@ -11,7 +11,7 @@
 #   scale   runs  minutes (2 cores)                                memory   disk
 #   smoke     16  2, 20,000 generated rows                         0.6 GB   20 MB
 #   small     80  8 on 80,000 Criteo rows                          0.8 GB   30 MB + 20 kB a run
-#   paper    240  a run 0.5 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
+#   paper    240  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # With --work=FOLDER of scripts/reproduce_mlet_dlrm.sh its runs are read and not run again. Results: WORK
 # (reproduce_mlet_rare_items_SET_output)/*.jsonl, rare_items.md, rare_items.csv; a restart goes on where it was interrupted.
