@@ -10,7 +10,7 @@
 # their tables train five epochs and serve the one of the best validation AUC. Learned maps give up the half of the rows that they are learned from.
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
-#   smoke     12  3, 20,000 generated rows; and 9 short ones       0.6 GB   20 MB and a model
+#   smoke     12  3, 20,000 generated rows; and 12 short ones       0.6 GB   20 MB and a model
 #   small    187  30 on 80,000 Criteo rows; and 340 short ones     0.8 GB   30 MB and a model a job (100 MB)
 #   paper    187  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
 #

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-STEP = 0.02  # of log2 d
+STEP = 0.005  # of log2 d
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,23 @@ def reduction(curve: Mapping[int, Sequence[float]], dim: int, aucs: Sequence[flo
     differences = np.array(aucs)[:, None] - np.array(singles)  # [seeds, grid]
     mean = differences.mean(0)
 
-    def first(is_there: np.ndarray) -> float:
-        """The factor at the first place of the grid where it is; infinite where it nowhere is, zero at its start."""
-        if not is_there.any():
+    def crossing(lead: np.ndarray) -> float:
+        """The factor where `lead` first falls to zero; infinite where it never does, zero where it starts below."""
+        if lead.min() > 0:
             return np.inf
-        at = int(is_there.argmax())
-        return 0.0 if at == 0 else float(2 ** grid[at] / dim)
+        at = int((lead <= 0).argmax())
+        if at == 0:
+            return 0.0
+        part = lead[at - 1] / (lead[at - 1] - lead[at])
+        return float(2 ** (grid[at - 1] + part * (grid[at] - grid[at - 1])) / dim)
 
     bounds = widths[0] / dim, widths[-1] / dim
     # the curve's own first width is a factor that is reached when the rival is no worse there
-    factor = first(mean <= 0) if mean[0] != 0 else bounds[0]
+    factor = crossing(mean) if mean[0] != 0 else bounds[0]
     if len(aucs) == 1:
         return Reduction(factor, None, None, *bounds)
     half = stats.t.ppf(0.975, len(aucs) - 1) * differences.std(0, ddof=1) / len(aucs) ** 0.5
-    return Reduction(factor, first(mean - half <= 0), first(mean + half < 0), *bounds)
+    return Reduction(factor, crossing(mean - half), crossing(mean + half), *bounds)
 
 
 def average(reductions: Sequence[Reduction]) -> str:

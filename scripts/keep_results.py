@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from study import is_done  # noqa: E402
 
 COPIED = ("*.csv", "*.png")
-FOLDERS = re.compile(r"(?<=[=\s])/\S*/(?=\S)")  # of an absolute path
+FOLDERS = re.compile(r"(?<=[=\s])/\S*/(?=\S)|(?<=')/[^'\n]*/(?=[^'/\n]+')|(?<=Picture: )/.*/")  # of an absolute path
 QUALITIES = ("auc", "logloss", "ne")
 
 

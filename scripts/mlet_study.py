@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from metrics_table import result_of
@@ -26,18 +27,28 @@ Grid = Mapping[str, Sequence[int]]  # recipe -> widths
 Show = Callable[[Sequence[Cell], Found, argparse.Namespace], str]
 
 
-def read_flags(doc: str, grids: Mapping[str, Grid], models: Sequence[str]) -> argparse.Namespace:
-    """The command line, with the preset, the models, the widths and the rates."""
+def read_flags(
+    doc: str, grids: Mapping[str, Grid], models: Sequence[str], default: Sequence[str] = ()
+) -> argparse.Namespace:
+    """The command line, with the preset, the models (without --models the `default`, else all), widths and rates."""
     recipes = list(dict.fromkeys(recipe for grid in grids.values() for recipe in grid))
-    help_of_preset = "authors: their Avazu, their choice of epoch"
+    help_of_preset = "authors: their Avazu, their choice of epoch; default fixed"
+    default = list(default or models)
+    help_of_models = f"of {', '.join(models)}; default {'all' if default == list(models) else ', '.join(default)}"
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--preset", choices=PRESETS, default="fixed", help=help_of_preset)
-        parser.add_argument("--models", nargs="+", choices=models, default=list(models), metavar="MODEL")
+        parser.add_argument(
+            "--models", nargs="+", choices=models, default=default, metavar="MODEL", help=help_of_models
+        )
         parser.add_argument("--dims", nargs="+", type=count(1), metavar="D", help="of the grid's widths, these only")
-        parser.add_argument("--rates", nargs="+", choices=("common", "tuned"), default=["common", "tuned"])
+        parser.add_argument(
+            "--rates", nargs="+", choices=("common", "tuned"), default=["common", "tuned"], help="default both"
+        )
 
-    return parse(doc, "1 2 3 4 5", recipes, data_sets=SETS, add=add)
+    flags = parse(doc, "1 2 3 4 5", recipes, data_sets=SETS, add=add)
+    flags.named = flags.only if len(flags.only) < len(recipes) else []  # what is asked for by name has to be there
+    return flags
 
 
 def run(
@@ -56,17 +67,21 @@ def run(
         models: all of the table; `flags` may name fewer to run.
         at: recipes that are not run at both rates, and at which they are.
         show: Markdown of the cells that there are.
-        name: of the table, and, with the ending .csv, of its numbers.
+        name: of the table; one that is not "table" writes its own numbers.
     """
     optimizer, dense = optimizer_of(flags.dataset, models), dense_of(flags)
     every = cells(models, grid, at)
     method = {cell: method_of(cell, optimizer, dense) for cell in every}
     wanted = [cell for cell in every if is_wanted(cell, flags)]
+    if missing := what_is_missing(every, wanted, flags):
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
 
     def render(outcomes: Sequence[Outcome]) -> str:
         of_method = {outcome.method: outcome for outcome in outcomes}
         found = {cell: of_method[made] for cell, made in method.items() if made in of_method}
-        write_cells(found, flags.work / ("cells.csv" if name == "table" else f"{name}.csv"))
+        if name == "table":
+            write_cells(found, flags.work / "cells.csv")
         return show(every, found, flags)
 
     return run_study(
@@ -84,6 +99,19 @@ def is_wanted(cell: Cell, flags: argparse.Namespace) -> bool:
     """Whether the command line names the cell."""
     is_width = not flags.dims or cell.dim in flags.dims
     return is_width and cell.model in flags.models and cell.recipe in flags.only and cell.how in flags.rates
+
+
+def what_is_missing(every: Sequence[Cell], wanted: Sequence[Cell], flags: argparse.Namespace) -> str:
+    """What the command line names and the grid has not, as a sentence; nothing if it has all."""
+    dims = sorted({cell.dim for cell in every})
+    if unknown := [dim for dim in flags.dims or () if dim not in dims]:
+        return f"--dims {unknown[0]}: the grid of --scale={flags.scale} has {', '.join(map(str, dims))}"
+    for recipe in flags.named:
+        if not any(cell.recipe == recipe for cell in wanted):
+            there = sorted({(cell.dim, cell.how) for cell in every if cell.recipe == recipe})
+            has = ", ".join(f"d={dim} {how}" for dim, how in there) or "none"
+            return f"nothing of {recipe} is left to run: its cells at --scale={flags.scale} are {has}"
+    return "" if wanted else f"none of {', '.join(flags.only)} is in the grid of --scale={flags.scale}"
 
 
 def place_of(found: Found, flags: argparse.Namespace) -> str:

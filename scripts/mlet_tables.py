@@ -92,8 +92,9 @@ def reduction_table(cells: Sequence[Cell], found: Found, where: str) -> str:
 
 def against_published(ours: Reduction) -> str:
     """Whether our interval has something in common with the published range."""
-    low, high = (ours.factor, ours.factor) if ours.low is None else (ours.low, ours.high)
-    first, last = PUBLISHED_RANGE
+    if ours.low is None:
+        return "(one seed)"
+    low, high, (first, last) = ours.low, ours.high, PUBLISHED_RANGE
     return "lower" if high < first else "higher" if low > last else "not contradicted"
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import re
+import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlet_grid import PRESETS, RATE, SGD, TUNED, Cell, base_of, dense_of, method_of, rates_of
 from mlet_study import SETS
@@ -67,11 +71,27 @@ def row_of(outcome: Outcome | None, single: Outcome | None, names: Sequence[str]
     return f"| {' | '.join([*names, *cells])} |"
 
 
+def write_cells(outcomes: Sequence[Outcome], path: Path) -> None:
+    """All numbers, a line a recipe, hash and number of bits."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recipe", "hash", "bits", "setting", "seeds", "auc", "auc_std", "logloss", "inference_bytes"])
+        for each in outcomes:
+            recipe, _, rest = each.method.name.partition(".")
+            hash_name, bits = re.fullmatch(r"(.*?)(?:-(16|8|4)bit)?", rest).groups()
+            aucs, size = each.values("auc"), next(iter(each.results.values()))["inference_bytes"]
+            spread_of = statistics.stdev(aucs) if len(aucs) > 1 else ""
+            numbers = [len(aucs), statistics.mean(aucs), spread_of, statistics.mean(each.values("logloss")), size]
+            writer.writerow([recipe, hash_name, bits or 32, each.setting, *numbers])
+
+
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(
         __doc__, "1 2 3 4 5", RECIPES, data_sets=SETS,
-        add=lambda parser: parser.add_argument("--hashes", nargs="+", choices=HASHES, metavar="HASH"),
+        add=lambda parser: parser.add_argument(
+            "--hashes", nargs="+", choices=HASHES, metavar="HASH", help=f"of {', '.join(HASHES)}; default by scale"
+        ),
     )  # fmt: skip
     flags.preset = next(iter(PRESETS))
     hashes, recipes = GRIDS[flags.scale]
@@ -79,11 +99,19 @@ def main() -> int:
     wanted = [each for each in every if each.name.partition(".")[0] in flags.only]
     wanted = [each for each in wanted if not flags.hashes or each.name.partition(".")[2] in flags.hashes]
 
+    if not wanted:
+        print(f"error: the hashes of --scale={flags.scale} are {', '.join(hashes)}", file=sys.stderr)
+        return 2
+
+    def render(outcomes: Sequence[Outcome]) -> str:
+        write_cells(outcomes, flags.work / "cells.csv")
+        return tables_of(outcomes, every)
+
     return run_study(
         base_of(flags, SGD),
         wanted,
         flags,
-        lambda outcomes: tables_of(outcomes, every),
+        render,
         quantized,
         also=[each for each in every if each not in wanted],
         keep_models=False,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mlet_grid import COMMON, MODELS, Cell
 from mlet_study import place_of, read_flags, run
 from mlet_tables import NOT_RUN, Found, quality_table
 from paired_difference import interval
-from rare_items import RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
+from rare_items import COLUMNS, RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
 
 # recipe -> widths, by scale
 GRIDS = {
@@ -82,30 +84,39 @@ def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
+def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:
+    """All bins of all recipes, with both metrics."""
+    names = ("model", "recipe", "dim", "how")
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*names, *COLUMNS])
+        writer.writeheader()
+        writer.writerows({name: getattr(cell, name) for name in names} | row for cell, row in rows)
+
+
 def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
     """A section a model, width and rate."""
     if len(flags.seeds) < 2:
         return "Differences need two seeds.\n\n" + quality_table(every, found)
-    text = [f"Measured on {place_of(found, flags)}.", ""]
+    text, of_all = [f"Measured on {place_of(found, flags)}.", ""], []
     for single in [cell for cell in every if cell.recipe == "single"]:
         title = f"{single.model}, d = {single.dim}, {single.how} table rate"
         rows = rows_of(single, found) if single in found else {}
         text += [f"### {title}", ""]
         if not rows:
-            text += [NOT_RUN, ""]
+            text += [NOT_RUN if single in found else "The single layer was not run.", ""]
             continue
+        of_all += [(cell, row) for cell, found_rows in rows.items() for row in found_rows]
         gains = [f"{cell.recipe} {rarity_gain(single, cell, found)}" for cell in rows]
         text += [f"Gain of the rarer half of the bins minus gain of the other half: {'; '.join(gains)}.", ""]
         for group, (heading, column) in TITLES.items():
             text += [f"{heading}:", "", bins_table(rows, group, column), ""]
+    write_bins(of_all, flags.work / "rare_items.csv")
     return "\n".join([*text, "### Quality over all rows", "", quality_table(every, found)])
 
 
 def main() -> int:
     """DLRM unless --models names others."""
-    flags = read_flags(__doc__, GRIDS, MODELS)
-    if len(flags.models) == len(MODELS):
-        flags.models = ["dlrm"]
+    flags = read_flags(__doc__, GRIDS, MODELS, ["dlrm"])
     return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report, "rare_items")
 
 

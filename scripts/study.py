@@ -100,6 +100,8 @@ class Study:
         self._idle: list[WarmDriver] = []
         self._stopping = False
         self._clock = Clock()
+        older = next(filter(is_done, work.glob("*.jsonl")), None)
+        self._data: str | None = result_of(older)["data_sha256"] if older else None  # of all runs
 
     def file_of(self, method: Method, setting: str, seed: int) -> Path:
         """Where a run writes its metrics."""
@@ -126,6 +128,7 @@ class Study:
         if self.keep_models and not more:
             flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
         self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
+        self._check_data(path)
         print(f"{path.name}{self._clock.tick()}", flush=True)
 
     def drive(self, flags: str, what: str) -> None:
@@ -135,12 +138,24 @@ class Study:
         else:
             driver = WarmDriver(max(1, (os.cpu_count() or 1) // self.jobs))
             self._drivers.append(driver)
-        code, said = driver.run(shlex.split(flags))
+        try:
+            code, said = driver.run(shlex.split(flags))
+        except RuntimeError as error:
+            raise RuntimeError(f"{what}: {error}") from None
         self._idle.append(driver)
         if code:
             nothing = f"killed by signal {-code}" if code < 0 else "no message"
             reason = (said.strip().splitlines() or [nothing])[-1].partition("error: ")
             raise RuntimeError(f"{what}: {reason[2] or reason[0]}")
+
+    def _check_data(self, path: Path) -> None:
+        """Raises ValueError, and forgets a new run, if its data is not that of the runs before it."""
+        data = result_of(path)["data_sha256"]
+        self._data = self._data or data
+        if data != self._data:
+            self._stopping = True
+            path.unlink()
+            raise ValueError(f"the raw data has changed since the runs in {self.work} were made: name another --work")
 
     def close(self) -> None:
         """End what runs; a study that is closed runs nothing more."""
@@ -244,8 +259,11 @@ class Study:
         """Note the flags of this study's runs. Raises ValueError where the folder has runs with others."""
         path = self.work / RECORD
         old = {"base": self.base, "methods": {}}
-        if path.exists() and any(self.work.glob("*.jsonl")):  # a call that came to no run binds nobody
-            old = json.loads(path.read_text())
+        if any(self.work.glob("*.jsonl")):  # a call that came to no run binds nobody
+            try:
+                old = json.loads(path.read_text())
+            except (OSError, ValueError):
+                raise ValueError(f"{path}, the record of the runs in its folder, is lost or damaged") from None
         new = {method.name: method.flags for method in methods}
         if old["base"] != self.base or any(old["methods"].get(name, flags) != flags for name, flags in new.items()):
             raise ValueError(f"{self.work} has runs with other flags or data ({old['base']}): name another --work")
@@ -284,8 +302,8 @@ def as_name(flags: str) -> str:
 
 def is_done(path: Path) -> bool:
     """Whether the file ends in a result; a torn one does not."""
-    lines = path.read_text().splitlines() if path.exists() else []
     try:
+        lines = path.read_text().splitlines() if path.exists() else []
         return bool(lines) and json.loads(lines[-1]).get("event") == "result"
     except (ValueError, AttributeError):
         return False

@@ -93,25 +93,27 @@ def parse(
         add: adds the study's own arguments.
     """
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
-    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    behind = "What stands behind -- goes to every run of the driver."
+    parser = OneLineParser(description=description, epilog=behind, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="", help="raw data, as the driver's --raw-data-file")
-    parser.add_argument("--dataset", choices=data_sets, help="criteo unless it is given")
-    parser.add_argument("--scale", choices=SCALES, default="small", help="cells, seeds and generated rows")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the runs train")
+    parser.add_argument("--dataset", choices=data_sets, help=f"default {data_sets[0]}")
+    parser.add_argument("--scale", choices=SCALES, default="small", help="cells, seeds, generated rows; default small")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the runs train; default cpu")
     parser.add_argument(
         "--work", type=Path, help="folder of runs and prepared data; else WORK, or SCRIPT_DATASET_output"
     )
     parser.add_argument("--seeds", type=seed_list, help=f"blanks between them; {seeds}, or 1 at --scale=smoke")
-    parser.add_argument(
-        "--only", nargs="+", choices=methods, default=list(methods if default is None else default), metavar="METHOD"
-    )
-    help_of_tuning = "seeds, from the first, that settings are compared over on validation; 0: all"
+    default = list(methods if default is None else default)
+    usual = "all" if default == list(methods) else ", ".join(default) or "by set"
+    which = f"of {', '.join(methods)}; default {usual}"
+    parser.add_argument("--only", nargs="+", choices=methods, default=default, metavar="METHOD", help=which)
+    help_of_tuning = f"seeds, from the first, that settings are compared over on validation; 0: all; default {tuning}"
     parser.add_argument("--tuning-seeds", type=count(0), default=tuning, metavar="N", help=help_of_tuning)
-    parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time; default 1")
     if add:
         add(parser)
     flags = parser.parse_args(sys.argv[1:split])
-    flags.dataset = flags.dataset or "criteo"
+    flags.dataset = flags.dataset or data_sets[0]
     check_data(flags, data_sets, parser)
     flags.seeds = flags.seeds or seed_list("1" if flags.scale == "smoke" else seeds)
     caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
@@ -124,9 +126,14 @@ def parse(
 
 
 def check_data(flags: argparse.Namespace, data_sets: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Ends in one line where the set is generated and there is data, or none where it is not."""
-    if flags.dataset not in data_sets or not (flags.data or DATA_SETS[flags.dataset].rows):
-        parser.error(f"give the data, and --dataset, one of {', '.join(data_sets)}")
+    """Ends in one line where the set is generated and there is data, none where it is not, or no such device."""
+    if not (flags.data or DATA_SETS[flags.dataset].rows):
+        parser.error(f"give the data of --dataset={flags.dataset} (or another of {', '.join(data_sets)})")
+    if flags.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device=cuda: torch sees no CUDA device")
     if flags.data and DATA_SETS[flags.dataset].rows:
         parser.error(f"--dataset={flags.dataset} is generated: give no data")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -74,6 +76,16 @@ def report(
     )
 
 
+def lock_folder(work: Path) -> IO[str]:
+    """Held while it is open. Raises ValueError where another study is at work in the folder."""
+    lock = open(work / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another study is at work in {work}") from None
+    return lock
+
+
 def run_study(
     base: str,
     methods: Sequence[Method],
@@ -105,9 +117,14 @@ def run_study(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
     keep = derive is not None if keep_models is None else keep_models
+    if not methods and prepare is None:
+        print("error: these arguments leave nothing to run", file=sys.stderr)
+        return 2
     study = Study(base, flags.work, flags.seeds, flags.jobs, keep, flags.tuning_seeds, read)
+    lock = None
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(flags.work)
         done = [method for method in also if study.is_complete(method)]
         study.check_record([*methods, *done])
         study.prepare(methods)
@@ -128,6 +145,8 @@ def run_study(
         return 2
     finally:
         study.close()
+        if lock:
+            lock.close()
     if outcomes:
         first = next(iter(outcomes[0].results.values()))
         text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
@@ -137,8 +156,12 @@ def run_study(
         text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
         broken = dict.fromkeys(method.name for method, _, _ in study.failed)
         text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
-        (flags.work / table_name).write_text(text)
         print(text)
+        try:
+            (flags.work / table_name).write_text(text)
+        except OSError as error:
+            print(f"error: the table was not written: {error}", file=sys.stderr)
+            return 2
     for reason in study.failed.values():
         print(f"error: {reason}", file=sys.stderr)
     return 2 if study.failed else 0

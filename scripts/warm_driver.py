@@ -6,8 +6,10 @@ ended. Nothing is computed before the fork, so that no library has threads that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -56,6 +58,9 @@ class WarmDriver:
         except ProcessLookupError:
             pass
         self._server.wait()
+        with contextlib.suppress(OSError):  # of what was never sent
+            self._server.stdin.close()
+        self._server.stdout.close()
 
 
 def serve() -> None:
@@ -65,16 +70,27 @@ def serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # progress lines are nobody's
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         with tempfile.TemporaryFile() as said:
             child = os.fork()
             if child == 0:
                 os.dup2(said.fileno(), 2)
                 os._exit(code_of(dlrm_mlet.main, json.loads(line)))
-            _, status = os.waitpid(child, 0)
+            status = status_of(child)
             said.seek(max(0, said.seek(0, os.SEEK_END) - LAST))
             text = said.read().decode(errors="replace")
         print(json.dumps([os.waitstatus_to_exitcode(status), text]), file=answers, flush=True)
+
+
+def status_of(child: int) -> int:
+    """Wait for a run. Ends it, and this process, where the study has gone: its end of stdin is closed."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if select.select([0], [], [], 0.05)[0]:  # nobody sends a command before the last is answered
+            os.kill(child, signal.SIGTERM)
+            sys.exit(1)
 
 
 def code_of(main, arguments: list[str]) -> int:  # noqa: ANN001 (the driver's)

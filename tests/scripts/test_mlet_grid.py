@@ -97,3 +97,18 @@ def test_the_authors_choose_on_what_they_report(tmp_path):
     path.write_text("\n".join(map(json.dumps, [*events, last])))
     best = mlet_grid.as_the_authors(path)["best"]
     assert best["test"]["auc"] == 0.76 and best["val"]["auc"] == 0.70
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dims", "3"], "--dims 3: the grid of --scale=small has 2, 4, 8, 16, 32, 64"),
+        (["--only", "single", "masked-64", "--dims", "16"], "nothing of masked-64 is left"),
+        (["--only", "mlet-32"], "nothing of mlet-32 is left to run: its cells at --scale=small are none"),
+    ],
+)
+def test_a_choice_that_leaves_nothing_is_one_line(monkeypatch, capsys, words, message):
+    monkeypatch.setattr(sys, "argv", ["x", "data", *words])
+    assert reproduce_mlet_dlrm.main() == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

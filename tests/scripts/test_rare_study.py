@@ -1,5 +1,6 @@
 """The study of rare items on made-up runs: bins, their differences, and by how much more the rare ones gain."""
 
+import csv
 import json
 import sys
 from argparse import Namespace
@@ -44,11 +45,14 @@ def found(tmp_path):
     return {SINGLE: outcome(SINGLE, tmp_path, (0, 0, 0, 0)), MLET: outcome(MLET, tmp_path, (0.04, 0.02, 0.01, 0.01))}
 
 
-def test_each_bin_has_its_difference_and_the_rare_half_is_set_against_the_other(found):
-    text = study.rare_report(EVERY, found, Namespace(seeds=[1, 2], dataset="criteo"))
+def test_each_bin_has_its_difference_and_the_rare_half_is_set_against_the_other(found, tmp_path):
+    text = study.rare_report(EVERY, found, Namespace(seeds=[1, 2], dataset="criteo", work=tmp_path))
     assert "Measured on criteo, 1,000 rows." in text
     assert "| 1-9 | 50 | 0.7000 | +0.0400 [+0.0400, +0.0400] |" in text
     assert "minus gain of the other half: mlet-64 +0.0200 [+0.0200, +0.0200]." in text
+    with open(tmp_path / "rare_items.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["table"] == "(rarest)" and row["bin"] == "1"]
+    assert [row["recipe"] for row in rows] == ["mlet-64"] and float(rows[0]["auc_difference"]) == pytest.approx(0.04)
     assert text.count("not run") >= 3  # the tuned rate: its section, and both of its recipes below
     assert text.count("| rare ids |") == 1 and text.count("| occurrences |") == 1
 

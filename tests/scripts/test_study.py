@@ -16,6 +16,7 @@ import controls  # noqa: E402
 import model_quality  # noqa: E402
 import study  # noqa: E402
 import study_flags  # noqa: E402
+import study_report  # noqa: E402
 from study import Method, Study  # noqa: E402
 from study_report import check_one_data, report, run_study  # noqa: E402
 
@@ -217,3 +218,66 @@ def test_composition_from_raw_rows_to_the_table(small_tsv, tmp_path, shell_envir
     assert [row.split(" | ")[0][2:] for row in rows] == ["d4-mlet", "d4-mlet-16bit", "d4-mlet-8bit", "d4-mlet-4bit"]
     aucs = [float(row.split(" | ")[2]) for row in rows]
     assert max(aucs) - min(aucs) < 0.1 and statistics.mean(aucs) > 0.4
+
+
+def test_changed_data_is_noticed_by_the_first_run_and_spoils_nothing(driven, monkeypatch, tmp_path, capsys):
+    flags = flags_of(monkeypatch, tmp_path)
+    report("--base", [PLAIN], flags)
+    good = Study.drive
+
+    def other_data(self, line, what):
+        good(self, line, what)
+        if "--metrics-file=" in line and "--prepare-only" not in line:
+            path = Path(line.split("--metrics-file=")[1])
+            path.write_text(path.read_text().replace('"data_sha256": "d"', '"data_sha256": "e"'))
+
+    monkeypatch.setattr(Study, "drive", other_data)
+    driven.clear()
+    capsys.readouterr()
+    assert report("--base", [PLAIN, TUNED], flags) == 2
+    error = capsys.readouterr().err
+    assert "the raw data has changed" in error and error.count("\n") == 1 and len(driven) <= 2
+    assert not list(flags.work.glob("tuned*"))
+    monkeypatch.setattr(Study, "drive", good)
+    assert report("--base", [PLAIN, TUNED], flags) == 0
+
+
+def test_a_second_study_in_the_same_folder_is_refused(driven, monkeypatch, tmp_path, capsys):
+    flags = flags_of(monkeypatch, tmp_path)
+    flags.work.mkdir()
+    with study_report.lock_folder(flags.work):
+        assert report("--base", [PLAIN], flags) == 2
+    assert "another study is at work" in capsys.readouterr().err and not driven
+    assert report("--base", [PLAIN], flags) == 0
+
+
+@pytest.mark.parametrize("damage", ["record", "gone", "bytes"])
+def test_damaged_files_are_named_or_made_again(driven, monkeypatch, tmp_path, capsys, damage):
+    flags = flags_of(monkeypatch, tmp_path)
+    report("--base", [PLAIN], flags)
+    record, run = flags.work / study.RECORD, flags.work / "plain-1.jsonl"
+    driven.clear()
+    if damage == "bytes":
+        run.write_bytes(b"\xff" + run.read_bytes())
+        assert report("--base", [PLAIN], flags) == 0 and any("plain-1" in line for line in driven)
+        return
+    record.write_text("{") if damage == "record" else record.unlink()
+    assert report("--base", [PLAIN], flags) == 2
+    assert f"{record}, the record" in capsys.readouterr().err and not driven
+
+
+def test_a_table_that_cannot_be_written_is_printed(driven, monkeypatch, tmp_path, capsys):
+    flags = flags_of(monkeypatch, tmp_path)
+    (flags.work / "table.md").mkdir(parents=True)
+    assert report("--base", [PLAIN], flags) == 2
+    said = capsys.readouterr()
+    assert "| plain |" in said.out and "the table was not written" in said.err and said.err.count("\n") == 1
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, tmp_path, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        flags_of(monkeypatch, tmp_path, "--device", "cuda")
+    assert stop.value.code == 2 and "no CUDA device" in capsys.readouterr().err

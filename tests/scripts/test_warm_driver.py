@@ -1,9 +1,11 @@
 """Runs that are forked: they say and write what a run of its own process does."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,30 @@ def test_a_driver_that_is_stopped_ends_its_run(driver):
         driver.run(endless)
     with pytest.raises(RuntimeError, match="was ended"):
         driver.run(FLAGS)
+
+
+def test_runs_end_with_the_study_that_started_them(tmp_path):
+    """Also where it was killed and could say nothing: its end of the pipe is closed."""
+    flags = [*FLAGS, "--num-batches=100000000", "--data-size=800000000", f"--metrics-file={tmp_path / 'm'}"]
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); from warm_driver import WarmDriver; "
+    code += f"driver = WarmDriver(1); print(driver._server.pid, flush=True); driver.run({flags!r})"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as study:
+        group = int(study.stdout.readline())
+        wait_until((tmp_path / "m").exists)  # the run is under way
+        study.kill()
+    wait_until(lambda: not is_alive(group))
+
+
+def is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
