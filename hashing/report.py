@@ -54,9 +54,10 @@ def collision_report(id_map: IdMap, counts: np.ndarray, width: int, special_rows
 
 
 def similarity(id_map: IdMap, vectors: np.ndarray, counts: np.ndarray) -> float:
-    """Mean cosine between an id's vector and the mean vector of its bucket, over accesses to ids that collide.
+    """Mean cosine between an id's vector and that of the others of its bucket together, over accesses that collide.
 
-    1 means that only ids with parallel vectors share rows; NaN where nothing collides.
+    The others are weighted by their accesses, as the shared row sees them. 1 means that only ids with parallel vectors
+    share rows; NaN where nothing collides.
 
     Args:
         vectors: reference vectors [n, d] of the ids: planted ones, or those of an uncompressed model.
@@ -66,11 +67,12 @@ def similarity(id_map: IdMap, vectors: np.ndarray, counts: np.ndarray) -> float:
     buckets = buckets_of(id_map)[chosen]
     weight = counts[chosen].astype(np.float64)
     size = int(buckets.max()) + 1
-    mean = np.stack([np.bincount(buckets, weight * column, size) for column in vectors[chosen].T], axis=1)
+    total = np.stack([np.bincount(buckets, weight * column, size) for column in vectors[chosen].T], axis=1)
     collides = np.bincount(buckets, minlength=size)[buckets] > 1
     if not collides.any():
         return float("nan")
-    own, of_bucket = vectors[chosen][collides], mean[buckets[collides]]
-    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(of_bucket, axis=1)
-    cosine = np.einsum("nd,nd->n", own, of_bucket) / np.maximum(norms, 1e-30)
+    own = vectors[chosen][collides]
+    others = total[buckets[collides]] - own * weight[collides, None]
+    norms = np.linalg.norm(own, axis=1) * np.linalg.norm(others, axis=1)
+    cosine = np.einsum("nd,nd->n", own, others) / np.maximum(norms, 1e-30)
     return float(np.average(cosine, weights=weight[collides]))

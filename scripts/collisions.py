@@ -1,4 +1,4 @@
-"""How alike are the ids that a map lets share a row: mean cosine between an id's vector and its bucket's mean vector.
+"""How alike are the ids that a map lets share a row: mean cosine between an id's vector and the others' together.
 
 The vectors are the planted ones where data is generated, else those of a model with a row an id, trained on all rows
 with the first seed. One number a map: the mean over accesses to ids that collide, in all of its tables.

@@ -107,7 +107,7 @@ def tables_of(outcomes: Sequence[Outcome], alike: Mapping[str, float]) -> str:
             text += ["|---|---|---|---|---|---|---|---|"]
             for each in inside:
                 cell = numbers(each)
-                likeness_text = f"{alike[each.method.name]:.2f}" if each.method.name in alike else ""
+                likeness_text = f"{alike.get(each.method.name, math.nan):.2f}".replace("nan", "")
                 text.append(
                     f"| {name_of(each)[0]} | {spread(each.values('auc'))} | {spread(each.values('ne'))} | "
                     f"{difference(first, each)} | {cell['colliding_share']:.0%} | {likeness_text} | "
