@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from study import is_done  # noqa: E402
 
 COPIED = ("*.csv", "*.png")
-FOLDERS = re.compile(r"(?<=[=\s])/\S*/(?=\S)|(?<=')/[^'\n]*/(?=[^'/\n]+')|(?<=Picture: )/.*/")  # of an absolute path
+# absolute paths but for their last part: of the picture, in quotes, and plain ones
+FOLDERS = re.compile(r"(?<=Picture: )/.*/|(?<=')/[^'\n]*/(?=[^'/\n]+')|(?<=[=\s])/\S*/(?=\S)")
 QUALITIES = ("auc", "logloss", "ne")
 
 

@@ -61,3 +61,8 @@ def test_what_was_kept_before_survives_a_run_that_cannot_be_read(work, tmp_path,
     assert run(monkeypatch, work, tmp_path / "file") == 2 and run(monkeypatch, work, work) == 2
     assert capsys.readouterr().err.count("\n") == 3
     assert (tmp_path / "kept" / "runs.jsonl").read_text() == before and (tmp_path / "file").read_text() == "mine"
+
+
+def test_folders_are_left_out_also_where_they_have_blanks():
+    text = "--raw-data-file='/tmp/my data/train file.tsv' --x=/a/b/c.tsv\nPicture: /tmp/my work/widths.png"
+    assert keep_results.FOLDERS.sub("", text) == "--raw-data-file='train file.tsv' --x=c.tsv\nPicture: widths.png"
