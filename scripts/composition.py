@@ -32,7 +32,7 @@ METHODS = tuple(
 def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3", [method.name for method in METHODS])
-    return report(f"{BASE} {data_flags(flags)}", METHODS, flags, derive=quantized, keep_models=False)
+    return report(f"{BASE} {data_flags(flags)}", METHODS, flags, derive=quantized)
 
 
 if __name__ == "__main__":

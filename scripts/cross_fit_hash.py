@@ -108,7 +108,7 @@ def main() -> int:
         print(f"error: --only names none of {', '.join(LEARNED)}: there is nothing to cross-fit", file=sys.stderr)
         return 2
     methods = methods_of(flags.only, flags.budgets, take_hash_flags(flags))
-    return run_study(f"{BASE} {data_flags(flags)}", methods, flags, render, cross_fitted)
+    return run_study(f"{BASE} {data_flags(flags)}", methods, flags, render, cross_fitted, keep_models=True)
 
 
 if __name__ == "__main__":

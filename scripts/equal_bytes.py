@@ -8,13 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paired_difference import interval
+from mlet_grid import RATE
 from quantized_runs import quantized
 from study import AUTHORS_BASE, Method, Outcome
 from study_flags import DATA_SETS, data_flags, parse
-from study_report import difference, run_study, spread
+from study_report import difference, gap, run_study, spread
 
-RATE = "--emb-learning-rate-multiplier"
 RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
 REFERENCE = "single.64"
 SETS = ("criteo", "synthetic", "movielens-1m", "globo")
@@ -120,10 +119,7 @@ def min_of(outcomes: Sequence[Outcome], reference: Outcome) -> str:
 
 def interval_of(reference: Outcome, other: Outcome) -> tuple[float, float, float]:
     """Mean of the paired differences in AUC and the ends of its interval."""
-    if other is reference:
-        return 0.0, 0.0, 0.0
-    pairs = zip(reference.values("auc"), other.values("auc"), strict=True)
-    return interval([second - first for first, second in pairs])
+    return (0.0, 0.0, 0.0) if other is reference else gap(reference, other)
 
 
 def write_cells(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -191,7 +187,6 @@ def main() -> int:
         quantized,
         also=[each for each in methods_of(flags.scale, list(RECIPES), dense) if each not in wanted],
         headline=verdict,
-        keep_models=False,
     )
 
 

@@ -95,11 +95,7 @@ def reduction(curve: Mapping[int, Sequence[float]], dim: int, aucs: Sequence[flo
 def average(reductions: Sequence[Reduction]) -> str:
     """Geometric mean; a lower bound where some are not reached."""
     values = [each.at_least for each in reductions]
-    sign = (
-        ""
-        if all(each.is_reached for each in reductions)
-        else ">= "
-        if all(each.factor for each in reductions)
-        else "~ "
-    )
+    sign = ">= " if all(each.factor for each in reductions) else "~ "
+    if all(each.is_reached for each in reductions):
+        sign = ""
     return f"{sign}{statistics.geometric_mean(values):.2g}"

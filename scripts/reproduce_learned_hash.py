@@ -179,7 +179,6 @@ def main() -> int:
         compare_collisions,
         prepare=write_planted if flags.dataset == "synthetic" else None,
         also=[cell for cell in cells(choices, sorted({*BUDGETS, *flags.budgets})) if cell not in wanted],
-        keep_models=False,
     )
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlet_grid import PRESETS, RATE, SGD, TUNED, Cell, base_of, dense_of, method_of, rates_of
+from mlet_grid import PRESETS, SGD, TUNED, Cell, base_of, dense_of, method_of
 from mlet_study import SETS
+from mlet_tables import NOT_RUN
 from quantized_runs import quantized
 from study import Method, Outcome
 from study_flags import parse
@@ -30,7 +31,6 @@ GRIDS = {
     "paper": (tuple(HASHES), RECIPES),
 }
 DIM = 8
-NOT_RUN = "not run"
 
 
 def methods_of(hashes: Sequence[str], recipes: Sequence[str], optimizer, dense: int) -> list[Method]:  # noqa: ANN001
@@ -38,10 +38,8 @@ def methods_of(hashes: Sequence[str], recipes: Sequence[str], optimizer, dense: 
     methods = []
     for hash_name in hashes:
         for recipe in recipes:
-            cell = Cell("dlrm", recipe, DIM, TUNED)
-            made = method_of(cell, optimizer, dense)
-            grid = tuple(f"{RATE}={rate:g}" for rate in rates_of(cell, optimizer))
-            methods.append(Method(f"{recipe}.{hash_name}", f"{made.flags} {HASHES[hash_name]}".strip(), grid))
+            made = method_of(Cell("dlrm", recipe, DIM, TUNED), optimizer, dense)
+            methods.append(Method(f"{recipe}.{hash_name}", f"{made.flags} {HASHES[hash_name]}".strip(), made.grid))
     return methods
 
 
@@ -114,7 +112,6 @@ def main() -> int:
         render,
         quantized,
         also=[each for each in every if each not in wanted],
-        keep_models=False,
     )
 
 

@@ -14,6 +14,7 @@ from mlet_study import place_of, read_flags, run
 from mlet_tables import NOT_RUN, Found, quality_table
 from paired_difference import interval
 from rare_items import COLUMNS, RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
+from study_report import gap_text
 
 # recipe -> widths, by scale
 GRIDS = {
@@ -60,9 +61,7 @@ def gain_text(row: Row) -> str:
     """A difference in AUC with its interval."""
     if row["auc_difference"] is None:
         return ""
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(
-        *(row[f"auc_{name}"] for name in ("difference", "difference_low", "difference_high"))
-    )
+    return gap_text(*(row[f"auc_{name}"] for name in ("difference", "difference_low", "difference_high")))
 
 
 def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
@@ -80,8 +79,7 @@ def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
         if not half:
             return "undefined (one bin)"
         by_seed.append(statistics.mean(gains[:half]) - statistics.mean(gains[-half:]))
-    mean, low, high = interval(by_seed)
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return gap_text(*interval(by_seed))
 
 
 def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:

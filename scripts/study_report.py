@@ -51,29 +51,24 @@ def difference(first: Outcome, other: Outcome) -> str:
     """Mean over seeds of the paired differences in test AUC, with Student's interval."""
     if other is first or len(first.results) < 2:
         return "-"
+    return gap_text(*gap(first, other))
+
+
+def gap(first: Outcome, other: Outcome) -> tuple[float, float, float]:
+    """Mean over seeds of the paired differences in test AUC, and the ends of its 95 % interval."""
     pairs = zip(first.values("auc"), other.values("auc"), strict=True)
-    mean, low, high = interval([second - before for before, second in pairs])
+    return interval([second - before for before, second in pairs])
+
+
+def gap_text(mean: float, low: float, high: float) -> str:
+    """A difference with its interval."""
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def report(
-    base: str,
-    methods: Sequence[Method],
-    flags: argparse.Namespace,
-    derive: Derive | None = None,
-    keep_models: bool | None = None,
-) -> int:
+def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, derive: Derive | None = None) -> int:
     """Run a study of the methods that --only names, see `run_study`; differences are taken against the first."""
     named = [method for method in methods if method.name in flags.only]
-    return run_study(
-        base,
-        named,
-        flags,
-        table,
-        derive,
-        also=[method for method in methods if method not in named],
-        keep_models=keep_models,
-    )
+    return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
 
 
 def lock_folder(work: Path) -> IO[str]:
@@ -97,7 +92,7 @@ def run_study(
     also: Sequence[Method] = (),
     headline: Callable[[Sequence[Outcome]], str] | None = None,
     read: Callable[[Path], dict] = result_of,
-    keep_models: bool | None = None,
+    keep_models: bool = False,
     table_name: str = "table.md",
 ) -> int:
     """Run a study and print what comes of it, which is also written to WORK. Returns the exit code.
@@ -107,20 +102,19 @@ def run_study(
         methods: what is compared.
         flags: see `study_flags.parse`.
         render: Markdown of the outcomes, see `table`.
-        derive: makes further outcomes of the saved models.
+        derive: makes further outcomes.
         prepare: called once the data is prepared; may return further methods, made to fit the data.
         also: methods that are not run, but shown where an earlier call has run them, and else named as not run.
         headline: what stands above all else.
-        read, keep_models: see `Study`; models are kept where something is derived of them, unless it makes its own.
+        read, keep_models: see `Study`.
         table_name: of the file in WORK.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
-    keep = derive is not None if keep_models is None else keep_models
     if not methods and prepare is None:
         print("error: these arguments leave nothing to run", file=sys.stderr)
         return 2
-    study = Study(base, flags.work, flags.seeds, flags.jobs, keep, flags.tuning_seeds, read)
+    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
     lock = None
     try:
         flags.work.mkdir(parents=True, exist_ok=True)
@@ -148,14 +142,8 @@ def run_study(
         if lock:
             lock.close()
     if outcomes:
-        first = next(iter(outcomes[0].results.values()))
-        text = f"Seeds {', '.join(map(str, flags.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
+        text = with_remarks(text, base, study, outcomes, also)
         text = f"{headline(outcomes)}\n\n{text}" if headline else text
-        shown = {outcome.method.name for outcome in outcomes}  # a name may stand for several grids of settings
-        absent = dict.fromkeys(method.name for method in also if method.name not in shown)
-        text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
-        broken = dict.fromkeys(method.name for method, _, _ in study.failed)
-        text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
         print(text)
         try:
             (flags.work / table_name).write_text(text)
@@ -165,3 +153,14 @@ def run_study(
     for reason in study.failed.values():
         print(f"error: {reason}", file=sys.stderr)
     return 2 if study.failed else 0
+
+
+def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome], also: Sequence[Method]) -> str:
+    """The tables below the flags that their runs share, above what was not run and what failed."""
+    first = next(iter(outcomes[0].results.values()))
+    text = f"Seeds {', '.join(map(str, study.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
+    shown = {outcome.method.name for outcome in outcomes}  # a name may stand for several grids of settings
+    absent = dict.fromkeys(method.name for method in also if method.name not in shown)
+    text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
+    broken = dict.fromkeys(method.name for method, _, _ in study.failed)
+    return text + (f"\nFailed: {', '.join(broken)}.\n" if broken else "")
