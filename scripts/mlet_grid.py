@@ -1,13 +1,15 @@
 """The cells of the MLET papers' tables: a model, a recipe, a width, at the common table rate or tuned over five.
 
-MLET's W2 ~ N(0, 0.25^2) multiplies a table's rate by k/16 under SGD (mlet/analysis.py). So each recipe has a grid of
-five rates of its own, about where that factor puts the optimum; the common rate, at which the papers compare, is one.
+MLET's W2 ~ N(0, 0.25^2) multiplies a table's rate: by k/16 under SGD (mlet/analysis.py), by 0.2 k where each entry is
+stepped by its own measure. So each recipe has a grid of five rates of its own, about where that factor puts the
+optimum; the common rate, at which the papers compare, is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +37,20 @@ class Optimizer:
     Args:
         flags: for the driver.
         rates: table rates that single layers are tuned over; the first is the common one.
-        scales: whether W2 multiplies a table's rate by k/16, so that MLET's best rates are so much lower.
+        lift: k times this is what W2 multiplies a table's rate by, so that MLET's best rates are so much lower.
     """
 
     flags: str
     rates: tuple[float, ...]
-    scales: bool
+    lift: float
 
 
-SGD = Optimizer("--learning-rate=0.2 --mini-batch-size=128", (1, 32, 64, 128, 256), scales=True)
-ADAGRAD = Optimizer(
-    "--optimizer=adagrad --learning-rate=0.02 --mini-batch-size=256", (1, 0.1, 0.3, 3, 10), scales=False
-)
-ADAM = Optimizer("", (1, 2, 5, 10, 20), scales=False)  # the rest stands in the benchmarks' settings
+SGD_LIFT = 0.25**2  # sum over k of w2^2: a step of W1 is the gradient times w2, and comes back times w2
+ENTRY_LIFT = 0.25 * (2 / math.pi) ** 0.5  # sum over k of |w2|: Adagrad's and Adam's first steps are the rate in size
+SGD = Optimizer("--learning-rate=0.2 --mini-batch-size=128", (1, 32, 64, 128, 256), SGD_LIFT)
+ADAGRAD = Optimizer("--optimizer=adagrad --learning-rate=0.02 --mini-batch-size=256", (1, 0.1, 0.3, 3, 10), ENTRY_LIFT)
+ADAM = Optimizer("--optimizer=adam --learning-rate=0.001 --mini-batch-size=256", (1, 0.4, 3, 8, 25), ENTRY_LIFT)
+BENCHMARKS = Optimizer("", (5, 1, 2, 10, 20), ENTRY_LIFT)  # Adam; the rest stands in the benchmarks' settings
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,12 @@ def recipe_flags(cell: Cell) -> str:
 
 def rates_of(cell: Cell, optimizer: Optimizer) -> tuple[float, ...]:
     """Table rates that a cell's best is chosen from, the common one first."""
-    factor = cell.inner / 16 if optimizer.scales else 1
-    common = factor if cell.kind == "matched" else 1
+    factor = cell.inner * optimizer.lift
+    common = optimizer.rates[0] * (factor if cell.kind == "matched" else 1)
     if cell.how == COMMON:
         return (common,)
     lower = factor if cell.kind in ("mlet", "fixed-w2", "masked") else 1
-    return tuple(dict.fromkeys((common, *(rate / lower for rate in optimizer.rates[1:]))))
+    return tuple(dict.fromkeys((common, *(float(f"{rate / lower:.3g}") for rate in optimizer.rates[1:]))))
 
 
 def method_of(cell: Cell, optimizer: Optimizer, dense: int) -> Method:
@@ -106,11 +109,16 @@ def method_of(cell: Cell, optimizer: Optimizer, dense: int) -> Method:
     return Method(f"{cell.model}.{cell.recipe}.{cell.dim}", flags, grid)
 
 
-def optimizer_of(dataset: str, models: Sequence[str]) -> Optimizer:
-    """SGD for DLRM and Adagrad for the other models, as the authors trained them; Adam on the benchmarks' sets."""
-    if dataset in BENCHMARK:
-        return ADAM
-    return SGD if list(models) == ["dlrm"] else ADAGRAD
+def optimizer_of(flags: argparse.Namespace, models: Sequence[str]) -> Optimizer:
+    """As the authors trained: SGD for DLRM, Adagrad for the other models, but their preset apart, Adam for these.
+
+    At Adagrad's 0.02 the dense layers of some seeds never learn from 80,000 rows: AUC scatters by 0.01 to 0.04.
+    """
+    if flags.dataset in BENCHMARK:
+        return BENCHMARKS
+    if list(models) == ["dlrm"]:
+        return SGD
+    return ADAGRAD if flags.preset == "authors" else ADAM
 
 
 def base_of(flags: argparse.Namespace, optimizer: Optimizer) -> str:

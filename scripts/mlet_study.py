@@ -69,7 +69,7 @@ def run(
         show: Markdown of the cells that there are.
         name: of the table; one that is not "table" writes its own numbers.
     """
-    optimizer, dense = optimizer_of(flags.dataset, models), dense_of(flags)
+    optimizer, dense = optimizer_of(flags, models), dense_of(flags)
     every = cells(models, grid, at)
     method = {cell: method_of(cell, optimizer, dense) for cell in every}
     wanted = [cell for cell in every if is_wanted(cell, flags)]

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -16,7 +17,7 @@ import mlet_tables  # noqa: E402
 import reproduce_mlet_dlrm  # noqa: E402
 import reproduce_mlet_models  # noqa: E402
 import reproduce_mlet_rare_items as rare  # noqa: E402
-from mlet_grid import ADAGRAD, COMMON, SGD, TUNED, Cell, cells, method_of, rates_of  # noqa: E402
+from mlet_grid import ADAGRAD, ADAM, BENCHMARKS, COMMON, SGD, TUNED, Cell, cells, method_of, rates_of  # noqa: E402
 from study import Outcome  # noqa: E402
 
 SCRIPTS = {reproduce_mlet_dlrm: ["dlrm"], reproduce_mlet_models: mlet_grid.MODELS, rare: ["dlrm"]}
@@ -30,7 +31,7 @@ def test_every_cell_is_a_command_line_of_the_driver(dataset, preset):
     for scale in ("smoke", "small", "paper"):
         flags = Namespace(dataset=dataset, preset=preset, scale=scale, data="x")
         for script, models in SCRIPTS.items():
-            optimizer = mlet_grid.optimizer_of(dataset, models)
+            optimizer = mlet_grid.optimizer_of(flags, models)
             for cell in cells(models, script.GRIDS[scale], reproduce_mlet_dlrm.AT):
                 method = method_of(cell, optimizer, mlet_grid.dense_of(flags))
                 line = f"{mlet_grid.base_of(flags, optimizer)} {method.flags} {method.grid[-1]} --metrics-file=x"
@@ -46,7 +47,24 @@ def test_rates_follow_the_factor_that_w2_brings():
     assert rates("single") == rates("scaled-64") == (1, 32, 64, 128, 256)
     assert rates("mlet-64") == rates("fixed-w2-64") == (1, 8, 16, 32, 64)
     assert rates("mlet-64", COMMON) == rates("single", COMMON) == (1,) and rates("matched-64", COMMON) == (4,)
-    assert rates("mlet-64", optimizer=ADAGRAD) == rates("single", optimizer=ADAGRAD)
+    assert rates("single", optimizer=BENCHMARKS)[0] == rates("mlet-64", COMMON, BENCHMARKS)[0] == 5
+
+
+@pytest.mark.parametrize(("optimizer", "rule"), [(SGD, "sgd"), (ADAM, "adam"), (ADAGRAD, "adagrad")])
+def test_a_step_of_w1_moves_the_collapsed_row_by_the_lift(optimizer, rule):
+    """One row, one step, a gradient of equal entries: against a single layer's step at the same rate."""
+    torch.manual_seed(1)
+    inner, dim, rate = 1024, 64, 0.001
+    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}[rule]
+    w2 = 0.25 * torch.randn(inner, dim)
+    moved = []
+    for projected in (True, False):
+        row = torch.zeros(inner if projected else dim, requires_grad=True)
+        # a gradient into one coordinate: what the own coordinate gets back is the sum of |w2| or of w2^2
+        (row @ w2 if projected else row)[0].backward()
+        make([row], lr=rate).step()
+        moved.append(abs(((row @ w2) if projected else row)[0].item()))
+    assert moved[0] / moved[1] == pytest.approx(inner * optimizer.lift, rel=0.1)
 
 
 def test_cells_at_both_rates_share_their_runs():
