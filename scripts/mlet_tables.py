@@ -25,8 +25,7 @@ def quality_table(cells: Sequence[Cell], found: Found) -> str:
         "accuracy % | minus tuned single (95 %) |",
         "|" + "---|" * 11,
     ]
-    places = dict.fromkeys((cell.model, cell.recipe, cell.dim) for cell in cells)
-    for model, recipe, dim in places:
+    for model, recipe, dim in places_of(cells, found):
         row = [model, recipe, str(dim)]
         common, tuned = (found.get(Cell(model, recipe, dim, how)) for how in (COMMON, TUNED))
         row += qualities(common)
@@ -35,6 +34,15 @@ def quality_table(cells: Sequence[Cell], found: Found) -> str:
         row += [difference(single, tuned) if single and tuned else ""]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+def places_of(cells: Sequence[Cell], found: Found) -> list[tuple[str, str, int]]:
+    """Model, recipe and width of the rows of a table: all of the models of which anything was run.
+
+    Of the others the remark below the tables says that they were not.
+    """
+    models = {cell.model for cell in found}
+    return list(dict.fromkeys((cell.model, cell.recipe, cell.dim) for cell in cells if cell.model in models))
 
 
 def chosen_rate(outcome: Outcome | None) -> str:
@@ -80,7 +88,7 @@ def reduction_table(cells: Sequence[Cell], found: Found, where: str) -> str:
         "measured on |",
         "|" + "---|" * 8,
     ]
-    for model, recipe, dim in dict.fromkeys((cell.model, cell.recipe, cell.dim) for cell in cells):
+    for model, recipe, dim in places_of(cells, found):
         if recipe != "single":
             common, tuned = (made.get(Cell(model, recipe, dim, how)) for how in (COMMON, TUNED))
             is_published = recipe.startswith("mlet") and model == "dlrm"

@@ -7,7 +7,7 @@ import fcntl
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -160,7 +160,17 @@ def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome]
     first = next(iter(outcomes[0].results.values()))
     text = f"Seeds {', '.join(map(str, study.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
     shown = {outcome.method.name for outcome in outcomes}  # a name may stand for several grids of settings
-    absent = dict.fromkeys(method.name for method in also if method.name not in shown)
-    text += f"\nNot run: {', '.join(absent)}.\n" if absent else ""
+    absent = [name for name in dict.fromkeys(method.name for method in also) if name not in shown]
+    text += f"\nNot run: {', '.join(in_short(absent, shown))}.\n" if absent else ""
     broken = dict.fromkeys(method.name for method, _, _ in study.failed)
     return text + (f"\nFailed: {', '.join(broken)}.\n" if broken else "")
+
+
+def in_short(absent: Sequence[str], shown: Iterable[str]) -> list[str]:
+    """Names of methods, those alike up to the first dot as one where none of these was run: "nfm (all 7)"."""
+    begun = {name.partition(".")[0] for name in shown}
+    groups: dict[str, list[str]] = {}
+    for name in absent:
+        first = name.partition(".")[0]
+        groups.setdefault(name if first in begun else first, []).append(name)
+    return [f"{group} (all {len(names)})" if len(names) > 1 else names[0] for group, names in groups.items()]

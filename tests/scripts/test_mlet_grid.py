@@ -85,13 +85,13 @@ def outcome(cell, *aucs):
 
 
 def test_tables_show_every_cell_and_both_comparisons(tmp_path):
-    every = cells(["dlrm"], {"single": (4, 8, 16), "mlet-64": (4, 8)}, {})
+    every = cells(["dlrm", "nfm"], {"single": (4, 8, 16), "mlet-64": (4, 8)}, {})  # nothing of nfm was run
     aucs = {("single", 4): 0.70, ("single", 8): 0.71, ("single", 16): 0.72, ("mlet-64", 4): 0.71}
     found = {
         cell: outcome(cell, *(aucs[cell.recipe, cell.dim] + shift + (0.05 if cell.how == TUNED else 0)
                               for shift in (0.0, 0.002)))
         for cell in every
-        if (cell.recipe, cell.dim) in aucs and (cell.how == COMMON or cell.recipe == "single")
+        if cell.model == "dlrm" and (cell.recipe, cell.dim) in aucs and (cell.how == COMMON or cell.recipe == "single")
     }  # fmt: skip
     table = mlet_tables.reduction_table(every, found, "here")
     assert "| dlrm | mlet-64 | 4 | 4x to 8x | 2 [2, 2] | lower | not run | here |" in table

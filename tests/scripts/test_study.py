@@ -165,6 +165,11 @@ def test_what_was_not_run_is_named(driven, monkeypatch, tmp_path):
     assert "Not run: tuned." in (flags.work / "table.md").read_text()
 
 
+def test_models_of_which_nothing_was_run_are_named_once():
+    absent = ["nfm.single.2", "nfm.mlet-64.2", "dcn.mlet-64.2", "tuned"]
+    assert study_report.in_short(absent, ["dcn.single.2"]) == ["nfm (all 2)", "dcn.mlet-64.2", "tuned"]
+
+
 def test_time_left_is_that_of_the_runs_to_come(monkeypatch):
     now = iter([0.0, 60.0, 120.0, 130.0])
     monkeypatch.setattr(study.time, "monotonic", lambda: next(now))
