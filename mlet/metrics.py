@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn import metrics as sk
 
 from mlet.files import atomic_file
@@ -38,11 +39,11 @@ def binary_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float | 
     labels, scores = _checked(labels, scores)
     result = {"auc": None, "logloss": None, "ne": None, "accuracy": _accuracy(labels, scores)}
     if _is_binary(labels):
-        result["logloss"] = float(sk.log_loss(labels, scores, labels=[0.0, 1.0]))
+        result["logloss"] = _logloss(labels, scores)
         positive = float(labels.mean())
         if 0.0 < positive < 1.0:
             entropy = -positive * math.log(positive) - (1.0 - positive) * math.log1p(-positive)
-            result["auc"] = float(sk.roc_auc_score(labels, scores))
+            result["auc"] = _auc(labels, scores)
             result["ne"] = result["logloss"] / entropy
     return {**result, "samples": labels.size}
 
@@ -77,6 +78,20 @@ def _checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.nda
         _refuse(~np.isfinite(values), f"{name} are not finite")
     _refuse((scores < 0.0) | (scores > 1.0), "scores are no probabilities (outside 0 to 1)")
     return labels, scores
+
+
+# scikit-learn's own spend 4 ms on checks: of some 190 groups of rows in a report by frequency, a second a run
+def _logloss(labels: np.ndarray, scores: np.ndarray) -> float:
+    margin = np.finfo(np.float64).eps
+    return float(-np.log(np.clip(np.where(labels == 1.0, scores, 1.0 - scores), margin, 1.0 - margin)).mean())
+
+
+def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mann and Whitney's U over the number of pairs: of tied scores each counts half."""
+    positive = labels == 1.0
+    count = np.count_nonzero(positive)
+    above = rankdata(scores)[positive].sum() - count * (count + 1) / 2
+    return float(above / (count * (labels.size - count)))
 
 
 def _refuse(bad: np.ndarray, what: str) -> None:

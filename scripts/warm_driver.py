@@ -66,6 +66,8 @@ class WarmDriver:
 def serve() -> None:
     """Fork a run for each line on stdin until it is closed."""
     sys.path.insert(0, str(ROOT))
+    import torch._dynamo  # noqa: F401 (the first optimizer of a run would import it, a second each time)
+
     import dlrm_mlet
 
     answers = os.fdopen(os.dup(1), "w")

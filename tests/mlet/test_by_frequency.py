@@ -28,8 +28,10 @@ def check_bins(parts, counts, labels, scores):
         assert (part["samples"], part["positives"]) == (chosen.sum(), labels[chosen].sum())
         both = 0 < labels[chosen].sum() < chosen.sum()
         exact = scores[chosen].astype(np.float64)
-        assert part["auc"] == (sklearn.metrics.roc_auc_score(labels[chosen], exact) if both else None)
-        assert part["logloss"] == sklearn.metrics.log_loss(labels[chosen], exact, labels=[0, 1])
+        auc = sklearn.metrics.roc_auc_score(labels[chosen], exact) if both else None
+        assert part["auc"] == (pytest.approx(auc, abs=1e-12) if both else None)
+        loss = sklearn.metrics.log_loss(labels[chosen], exact, labels=[0, 1])
+        assert part["logloss"] == pytest.approx(loss, rel=1e-12)
     assert sum(part["samples"] for part in parts) == (counts >= 0).sum()
 
 
