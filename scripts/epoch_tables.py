@@ -7,10 +7,12 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from epoch_curves import Curve, Row, after_epochs, collapse_of, of_task, with_interval  # noqa: E402
+from study_pictures import picture  # noqa: E402
 from study_report import spread  # noqa: E402
 
 NOT_RUN = "not run"
@@ -183,23 +185,15 @@ def write_cells(cells: Sequence[dict], path: Path) -> None:
 
 def draw(rows_by_task: Mapping[str, Sequence[Row]], path: Path) -> str:
     """Test AUC by epoch, a line a method and a panel a label; returns what was drawn, or why not."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "No picture: it needs pip install matplotlib."
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(rows_by_task), figsize=(6.5 * len(rows_by_task), 4.8), squeeze=False)
-    for axis, (task, rows) in zip(axes[0], rows_by_task.items(), strict=True):
-        for number, row in enumerate(row for row in rows if row.curves):
-            after = [statistics.mean(values) for values in after_epochs(row.curves, lambda curve: curve.test)]
-            style = {"linestyle": "-" if number < 10 else "--", "linewidth": 1.2 if number else 2.5}
-            axis.plot(range(1, len(after) + 1), after, marker="o", markersize=3, label=row.name, **style)
-        axis.set(xlabel="epochs", ylabel="test AUC, mean over seeds", title=task)
-        if any(row.curves for row in rows):
-            axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return f"Picture: {path}"
+    def on(axes: Any) -> None:
+        for axis, (task, rows) in zip(axes[0], rows_by_task.items(), strict=True):
+            for number, row in enumerate(row for row in rows if row.curves):
+                after = [statistics.mean(values) for values in after_epochs(row.curves, lambda curve: curve.test)]
+                style = {"linestyle": "-" if number < 10 else "--", "linewidth": 1.2 if number else 2.5}
+                axis.plot(range(1, len(after) + 1), after, marker="o", markersize=3, label=row.name, **style)
+            axis.set(xlabel="epochs", ylabel="test AUC, mean over seeds", title=task)
+            if any(row.curves for row in rows):
+                axis.legend(fontsize=7)
+
+    return picture(path, on, columns=len(rows_by_task), figsize=(6.5 * len(rows_by_task), 4.8))

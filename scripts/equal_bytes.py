@@ -7,11 +7,13 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mlet_grid import RATE
 from quantized_runs import quantized
 from study import AUTHORS_BASE, Method, Outcome
 from study_flags import DATA_SETS, data_flags, parse
+from study_pictures import picture
 from study_report import difference, gap, run_study, spread
 
 RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
@@ -139,34 +141,24 @@ def write_cells(outcomes: Sequence[Outcome], path: Path) -> None:
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> str:
     """AUC against bytes, a line a recipe and width over its bits; returns what was drawn, or why not."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "No picture: it needs pip install matplotlib."
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    for number, name in enumerate(dict.fromkeys(names_of(each)[0] for each in outcomes)):
-        points = sorted(
-            (bytes_of(each) / 1e6, statistics.mean(each.values("auc")))
-            for each in outcomes
-            if names_of(each)[0] == name
-        )
-        style = "--" if name.startswith("single") else "-"
-        axis.plot(
-            *zip(*points, strict=True), marker="os^Dv"[number % 5], linestyle=style, color=f"C{number % 10}", label=name
-        )
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for each in outcomes:
+        point = (bytes_of(each) / 1e6, statistics.mean(each.values("auc")))
+        lines.setdefault(names_of(each)[0], []).append(point)
     reference = next(each for each in outcomes if each.method.name == REFERENCE)
-    axis.axhline(statistics.mean(reference.values("auc")), color="gray", linewidth=1)
-    axis.set(
-        xscale="log", xlabel="inference MB, maps included (each recipe in 32, 16, 8 and 4 bits)", ylabel="test AUC"
-    )
-    axis.legend(fontsize=7, ncols=2)
-    axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return f"Picture: {path}"
+
+    def on(axes: Any) -> None:
+        axis = axes[0, 0]
+        for number, (name, points) in enumerate(lines.items()):
+            style = {"linestyle": "--" if name.startswith("single") else "-", "marker": "os^Dv"[number % 5]}
+            axis.plot(*zip(*sorted(points), strict=True), color=f"C{number % 10}", label=name, **style)
+        axis.axhline(statistics.mean(reference.values("auc")), color="gray", linewidth=1)
+        what = "inference MB, maps included (each recipe in 32, 16, 8 and 4 bits)"
+        axis.set(xscale="log", xlabel=what, ylabel="test AUC")
+        axis.legend(fontsize=7, ncols=2)
+        axis.grid(alpha=0.3)
+
+    return picture(path, on, figsize=(9, 5))
 
 
 def main() -> int:

@@ -6,10 +6,12 @@ import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from iso_quality import Reduction, average, reduction
 from mlet_grid import COMMON, TUNED, Cell
 from study import Outcome
+from study_pictures import picture
 from study_report import difference, spread
 
 NOT_RUN = "not run"
@@ -168,40 +170,30 @@ def write_cells(found: Found, path: Path) -> None:
 
 def draw(found: Found, path: Path) -> str:
     """AUC against d, a line a recipe, a row of panels a model; returns what was drawn, or why not."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "No picture: it needs pip install matplotlib."
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     models = list(dict.fromkeys(cell.model for cell in found))
     recipes = list(dict.fromkeys(cell.recipe for cell in found))
-    figure, axes = plt.subplots(
-        len(models), 2, figsize=(11, 1 + 3.4 * len(models)), sharey="row", squeeze=False, layout="constrained"
-    )
-    for model, pair in zip(models, axes, strict=True):
-        for how, axis in zip((COMMON, TUNED), pair, strict=True):
-            for number, recipe in enumerate(recipes):
-                points = {
-                    c.dim: o.values("auc")
-                    for c, o in found.items()
-                    if (c.model, c.recipe, c.how) == (model, recipe, how)
-                }
-                if not points:
-                    continue
-                dims = sorted(points)
-                middle = [statistics.mean(points[dim]) for dim in dims]
-                reach = [statistics.stdev(points[dim]) if len(points[dim]) > 1 else 0 for dim in dims]
-                axis.errorbar(
-                    dims, middle, reach, label=recipe, color=f"C{number}", marker="o", capsize=2,
-                    linestyle="-" if recipe == "single" or recipe.startswith("mlet") else ":",
-                )  # fmt: skip
-            axis.set_xscale("log", base=2)
-            axis.set(title=f"{model}, {how} table rate", xlabel="width after collapse, d")
-            axis.grid(alpha=0.3)
-        pair[0].set_ylabel("test AUC")
-    axes[0, 0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return f"Picture: {path}"
+
+    def on(axes: Any) -> None:
+        for model, pair in zip(models, axes, strict=True):
+            for how, axis in zip((COMMON, TUNED), pair, strict=True):
+                for number, recipe in enumerate(recipes):
+                    draw_line(axis, found, (model, recipe, how), f"C{number}")
+                axis.set_xscale("log", base=2)
+                axis.set(title=f"{model}, {how} table rate", xlabel="width after collapse, d")
+                axis.grid(alpha=0.3)
+            pair[0].set_ylabel("test AUC")
+        axes[0, 0].legend(fontsize=8)
+
+    return picture(path, on, len(models), 2, figsize=(11, 1 + 3.4 * len(models)), sharey="row")
+
+
+def draw_line(axis: Any, found: Found, which: tuple[str, str, str], color: str) -> None:
+    """One model, recipe and kind of rate over its widths, with standard deviations; nothing if it was not run."""
+    points = {c.dim: o.values("auc") for c, o in found.items() if (c.model, c.recipe, c.how) == which}
+    if not points:
+        return
+    dims, recipe = sorted(points), which[1]
+    middle = [statistics.mean(points[dim]) for dim in dims]
+    reach = [statistics.stdev(points[dim]) if len(points[dim]) > 1 else 0 for dim in dims]
+    style = "-" if recipe == "single" or recipe.startswith("mlet") else ":"
+    axis.errorbar(dims, middle, reach, label=recipe, color=color, marker="o", capsize=2, linestyle=style)

@@ -10,11 +10,13 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from collisions import likeness
 from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import count, data_flags, parse
+from study_pictures import picture
 from study_report import difference, run_study, spread
 
 LATER, ALL = "--hash-history=0.5", "--hash-history=0"
@@ -120,30 +122,22 @@ def tables_of(outcomes: Sequence[Outcome], alike: Mapping[str, float]) -> str:
 
 def draw(cells: Sequence[dict], path: Path) -> str:
     """AUC against rows and against bytes; returns what was drawn, or why not."""
-    try:
-        import matplotlib
-    except ImportError:
-        return "No picture: it needs pip install matplotlib."
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for number, method in enumerate(dict.fromkeys(cell["method"] for cell in cells)):
-        line = [cell for cell in cells if cell["method"] == method and cell["rows"] == "later"]
-        style = {
-            "marker": "o",
-            "label": method,
-            "linestyle": "-" if method not in RIVALS else "--",
-            "color": plt.cm.tab20(number % 20),
-        }
-        axes[0].plot([1 / float(cell["compression"]) for cell in line], [cell["auc"] for cell in line], **style)
-        axes[1].plot([cell["inference_mb"] for cell in line], [cell["auc"] for cell in line], **style)
-    axes[0].set(xscale="log", xlabel="rows / ids", ylabel="test AUC", title="equal rows")
-    axes[1].set(xscale="log", xlabel="inference MB, maps included", title="equal bytes")
-    axes[1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    return f"Picture: {path}"
+    def on(axes: Any) -> None:
+        by_rows, by_bytes = axes[0]
+        for number, method in enumerate(dict.fromkeys(cell["method"] for cell in cells)):
+            line = [cell for cell in cells if cell["method"] == method and cell["rows"] == "later"]
+            aucs, style = [cell["auc"] for cell in line], "--" if method in RIVALS else "-"
+            for axis, place in (
+                (by_rows, [1 / float(cell["compression"]) for cell in line]),
+                (by_bytes, [cell["inference_mb"] for cell in line]),
+            ):
+                axis.plot(place, aucs, marker="o", label=method, linestyle=style, color=f"C{number % 10}")
+        by_rows.set(xscale="log", xlabel="rows / ids", ylabel="test AUC", title="equal rows")
+        by_bytes.set(xscale="log", xlabel="inference MB, maps included", title="equal bytes")
+        by_bytes.legend(fontsize=7)
+
+    return picture(path, on, columns=2, figsize=(11, 4.5), sharey=True)
 
 
 def main() -> int:

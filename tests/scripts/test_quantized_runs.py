@@ -1,5 +1,6 @@
 """Fewer bits, hashing beside MLET, the smallest model of equal AUC: cells, tables, verdict, one small run of each."""
 
+import dataclasses
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,7 +13,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import equal_bytes  # noqa: E402
 import reproduce_mlet_hash_quant as hash_quant  # noqa: E402
-from mlet_grid import SGD, base_of  # noqa: E402
+from mlet_grid import COMMON, SGD, TUNED, base_of  # noqa: E402
 from quantized_runs import bits_of, quantized  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
 
@@ -63,12 +64,24 @@ def test_the_smallest_model_of_equal_auc_is_named():
 
 
 def test_a_recipe_is_set_against_the_single_layer_of_its_hash_and_bits():
-    every = hash_quant.methods_of(("none", "modulo-4"), ("single", "mlet-64"), SGD, 13)
-    names = {"single.none": 0.78, "mlet-64.none": 0.79, "single.none-8bit": 0.77, "mlet-64.none-8bit": 0.79}
-    outcomes = [outcome(name, 1e6 if "8bit" in name else 4e6, auc, auc) for name, auc in names.items()]
-    text = hash_quant.tables_of(outcomes, every)
-    assert text.count("\n") == 1 + 2 * 4 * 2 and "| modulo-4 | 32 | mlet-64 | not run |" in text
-    assert "| none | 8 | mlet-64 | 2 | 0.7900 ±0.0000 | 0.5000 ±0.0000 | +0.0200 [+0.0200, +0.0200] | 1.00 |" in text
+    def made(how):
+        return {each.name: each for each in hash_quant.methods_of(("none", "modulo-4"), ("single", "mlet-64"), how, 13)}
+
+    def with_method(one, method):
+        return dataclasses.replace(one, method=method, setting=method.grid[-1])
+
+    aucs = {"single.none": 0.78, "mlet-64.none": 0.79, "single.none-8bit": 0.77, "mlet-64.none-8bit": 0.79}
+    outcomes = [outcome(name, 1e6 if "8bit" in name else 4e6, auc, auc) for name, auc in aucs.items()]
+    outcomes[:2] = [with_method(each, made(TUNED)[each.method.name]) for each in outcomes[:2]]
+    every = list(made(TUNED).values())
+    common, tuned = hash_quant.tables_of(outcomes, every).split("### Tuned")
+    assert [part.count("| modulo-4 |") for part in (common, tuned)] == [2, 2 * 4]
+    assert "| modulo-4 | 32 | mlet-64 | not run |" in tuned and "| none | 32 | mlet-64 | not run |" in common
+    assert "| none | 32 | mlet-64 | 64 | 0.7900" in tuned
+    assert "| none | 8 | mlet-64 | 2 | 0.7900 ±0.0000 | 0.5000 ±0.0000 | +0.0200 [+0.0200, +0.0200] | 1.00 |" in tuned
+    at_common = with_method(outcomes[1], made(COMMON)["mlet-64.none"])
+    common, again = hash_quant.tables_of([*outcomes, at_common], every).split("### Tuned")
+    assert "| none | 32 | mlet-64 | 1 | 0.7900" in common and again == tuned
 
 
 def test_models_are_trained_once_more_evaluated_and_removed(tmp_path, monkeypatch):
