@@ -65,6 +65,7 @@ from mlet.inference import collapse, full_config, inference_tensors, is_collapse
 from mlet.initialize import row_bound, set_unknown_rows
 from mlet.metrics import MetricsFile, reference_metrics
 from mlet.models import build_model, model_from_config, model_names, model_options, option_text, parse_options
+from mlet.models.base import BOTTOM_ENDS
 from mlet.models.dlrm import INTERACTIONS
 from mlet.models.heads import TASK_HEADS
 from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
@@ -168,6 +169,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--arch-sparse-feature-size", type=at_least(1), default=2, help="embedding dimension d, after collapse")
     add("--arch-embedding-size", type=dashed_ints, default="4-3-2", help="rows per table, random data only")
     add("--arch-mlp-bot", type=dashed_ints, default="4-3-2", help="bottom MLP widths; a data set replaces the first")
+    add("--arch-mlp-bot-end", choices=BOTTOM_ENDS, default="relu",
+        help="last layer of the bottom MLP: linear keeps the dense features where d is small, whose d ReLU outputs may "
+        "all die")  # fmt: skip
     add("--arch-mlp-top", type=dashed_ints, default="4-2-1", help="top MLP widths without the input width")
     add("--arch-interaction-op", choices=INTERACTIONS, default="dot", help="interaction of the vectors")
     add("--arch-interaction-itself", **boolean(), help="dot products of each vector with itself, too")
@@ -1300,6 +1304,7 @@ def empty_model(flags: argparse.Namespace, data: Data) -> nn.Module:
         loss_threshold=flags.loss_threshold,
         batch_norm=flags.batch_norm,
         dropout=flags.dropout,
+        bottom_end=flags.arch_mlp_bot_end,
         **head_arguments(flags),
         **model_arguments(flags),
     )

@@ -23,6 +23,7 @@ MARGIN = 0.001  # of AUC: below it a loss is called none
 BASE = f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 --mini-batch-size=512"
 PARTS = {
     "single": "",
+    "linear": "--arch-mlp-bot-end=linear",
     "mlet": "--mlet-inner-dim=64",
     "reinit": "--emb-reinit=epoch --nepochs=5",
     "modulo": "--hash-method=modulo --hash-compression=10",
@@ -33,6 +34,7 @@ ALL_ROWS = " --hash-history=0"
 # recipe -> widths
 RECIPES = {
     "single": (64, 16, 4, 2),
+    "linear": (64, 16, 4, 2),
     "mlet": (4, 2),
     "reinit": (64, 4, 2),
     "modulo": (4,),
@@ -42,6 +44,9 @@ RECIPES = {
     "reinit+modulo": (4, 2),
     "reinit+frequency": (4,),
     "mlet+reinit+modulo": (4, 2),
+    "linear+mlet": (4, 2),
+    "linear+reinit": (4, 2),
+    "linear+reinit+modulo": (4, 2),
 }
 GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, "paper": RECIPES}
 

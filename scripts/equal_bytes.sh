@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How small can a model of equal AUC be? MLET, re-initialised epochs, fewer rows by hashing or a learned map, and fewer bits, alone and
+# How small can a model of equal AUC be? MLET, a linear end of the bottom MLP, re-initialised epochs, fewer rows by hashing or a learned map, and fewer bits, alone and
 # together, against a tuned single layer of d = 64 of one epoch, by the bytes of the served model (maps included).
 #
 #   bash scripts/equal_bytes.sh train.txt --jobs 2                                  # Criteo Kaggle's format
@@ -11,8 +11,8 @@
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
 #   smoke     12  3, 20,000 generated rows; and 12 short ones       0.6 GB   20 MB and a model
-#   small    209  45 on 80,000 Criteo rows; and 380 for the bits    0.8 GB   30 MB and a model a job (100 MB)
-#   paper    209  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
+#   small    319  45 on 80,000 Criteo rows; and 580 for the bits    0.8 GB   30 MB and a model a job (100 MB)
+#   paper    319  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # Results: WORK (equal_bytes_SET_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on.
 set -euo pipefail

@@ -123,6 +123,16 @@ def test_options_reach_the_model_and_its_checkpoint(driver, data, name, options)
     assert driver(f"{flags} --arch-option={options} --load-model=run --inference-only").code == 0
 
 
+def test_a_linear_end_of_the_bottom_mlp_reaches_the_exported_file(driver, data, small_tsv):
+    flags = f"{MODEL} {data} --arch-mlp-bot-end=linear"
+    run = driver(f"{flags} --save-model=run --save-onnx=m.onnx --metrics-file=run.jsonl")
+    assert losses(run) != losses(driver(f"{MODEL} {data}"))
+    labels, scores = score(driver, run.folder, small_tsv)
+    assert log_loss(labels, scores) == pytest.approx(last(run)["test"]["logloss"], rel=1e-5)
+    refused = driver(f"{MODEL} {data} --load-model=run --inference-only")
+    assert refused.code == 2 and "bottom_end is linear there, relu here" in refused.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["deepfm", "pnn"])
 @pytest.mark.parametrize(

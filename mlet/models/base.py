@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from mlet.initialize import initialize_layers, initialize_tables
 from mlet.models.heads import TASK_HEADS, hidden_layers, tower
-from mlet.models.layers import FirstOrder, first_order_tables, mlp
+from mlet.models.layers import FirstOrder, Tower, first_order_tables, mlp
 from mlet.tables import EmbeddingTables
+
+BOTTOM_ENDS = ("relu", "linear")
 
 
 class CTRModel(nn.Module, ABC):
@@ -34,6 +36,8 @@ class CTRModel(nn.Module, ABC):
         tasks: S, labels that are predicted from the same tables and bottom MLP. Several have a head each instead of the
             deep tower; the model's other last layers and its first-order weights get one output a task.
         task_heads: of several tasks, "towers" or "mmoe", see `mlet.models.heads`. mmoe_experts: of "mmoe".
+        bottom_end: "relu", as in the reference, or "linear": of D ReLU outputs each may stay zero for good, and where D
+            is small the dense features are lost with them.
         options: the subclass's own arguments, for `config`.
 
     Shapes:
@@ -58,6 +62,7 @@ class CTRModel(nn.Module, ABC):
         tasks: int = 1,
         task_heads: str = "towers",
         mmoe_experts: int = 4,
+        bottom_end: str = "relu",
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -69,16 +74,22 @@ class CTRModel(nn.Module, ABC):
             raise ValueError(f"the top MLP ends in width {top[-1]}, a probability needs 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} lies outside [0, 1)")
+        if bottom_end not in BOTTOM_ENDS:
+            raise ValueError(f"bottom end {bottom_end!r} is not known; choose from {', '.join(BOTTOM_ENDS)}")
         _check_heads(tasks, task_heads, top)
         self.tables = tables
         self.fields = len(tables.specs) + bool(bottom)
         self.bottom_widths, self.top_widths = tuple(bottom), tuple(top)
         self.loss_threshold, self.batch_norm, self.dropout = loss_threshold, batch_norm, dropout
         self.tasks, self.task_heads, self.mmoe_experts = tasks, task_heads, mmoe_experts
+        self.bottom_end = bottom_end
         self.options = options or {}
         self.wide = first_order_tables(tables, tasks) if first_order else None
         self.first_order = FirstOrder(bottom[0] if bottom else 0, tasks) if first_order else None
-        self.bottom = mlp(bottom, batch_norm, dropout)
+        if bottom and bottom_end == "linear":
+            self.bottom = Tower(bottom[0], bottom[1:], batch_norm, dropout)
+        else:
+            self.bottom = mlp(bottom, batch_norm, dropout)
 
     def tower(self, inputs: int) -> nn.Module:
         """The deep tower over a shared input, [B, inputs] -> [B, S], as `top` and the tasks have it."""
@@ -151,6 +162,7 @@ class CTRModel(nn.Module, ABC):
             "tasks": self.tasks,
             "task_heads": self.task_heads,
             "mmoe_experts": self.mmoe_experts,
+            "bottom_end": self.bottom_end,
             **self.options,
         }
 

@@ -42,7 +42,7 @@ def mlp(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -
 
 
 class Tower(nn.Sequential):
-    """An MLP whose last layer is linear: inputs -> widths[-1] logits.
+    """An MLP whose last layer is linear: inputs -> widths[-1] logits, or a vector of the dense features.
 
     Args:
         inputs: width of what it takes.

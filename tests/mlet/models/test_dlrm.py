@@ -23,8 +23,10 @@ def numpy_twin(model, dense, ids, interaction, itself):
         linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
         for number, layer in enumerate(linear):
             x = layer.weight.detach().numpy() @ x + layer.bias.detach().numpy()
-            last_of_top = layers is model.top and number == len(linear) - 1
-            x = 1 / (1 + np.exp(-x)) if last_of_top else np.maximum(x, 0)
+            is_last = number == len(linear) - 1
+            if is_last and layers is model.bottom and model.bottom_end == "linear":
+                continue
+            x = 1 / (1 + np.exp(-x)) if is_last and layers is model.top else np.maximum(x, 0)
         return x
 
     tables = [p.group.part(p.index, p.counted_rows).numpy() for p in model.tables.parts()]
@@ -41,9 +43,10 @@ def numpy_twin(model, dense, ids, interaction, itself):
     return np.array(out)
 
 
+@pytest.mark.parametrize("end", ["relu", "linear"])
 @pytest.mark.parametrize(("interaction", "itself"), [("dot", False), ("dot", True), ("cat", False)])
-def test_equals_the_papers_equations(interaction, itself):
-    model = make(interaction=interaction, itself=itself)
+def test_equals_the_papers_equations(interaction, itself, end):
+    model = make(interaction=interaction, itself=itself, bottom_end=end)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     dense, ids = torch.rand(7, 6), torch.stack([torch.randint(0, n, (7,)) for n in ROWS.values()], dim=1)
@@ -86,6 +89,7 @@ def test_loss_threshold_clamps_the_probability():
         ({"top": ()}, "must be positive"),
         ({"top": (0, 1)}, "must be positive"),
         ({"interaction": "sum"}, "interaction 'sum' is not known"),
+        ({"bottom_end": "tanh"}, "bottom end 'tanh' is not known; choose from relu, linear"),
     ],
 )
 def test_widths_that_do_not_fit_are_refused(arguments, message):

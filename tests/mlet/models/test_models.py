@@ -203,7 +203,7 @@ def twin(name, model, dense, bags):
             if model.bottom_widths:
                 first = first + sum(a * x_i for a, x_i in zip(w["first_order.dense.weight"][0], x, strict=True))
         if model.bottom_widths:
-            v = [mlp(w, "bottom", x, ends_linear=False), *v]
+            v = [mlp(w, "bottom", x, ends_linear=model.bottom_end == "linear"), *v]
         out.append(1 / (1 + np.exp(-TWINS[name](w, v, first))))
     return np.array(out)
 
@@ -247,6 +247,11 @@ def test_equals_the_papers_equations(name, dense):
 @pytest.mark.parametrize("name", TWINS)
 def test_with_batch_normalisation_its_running_statistics_stand_before_each_relu(name):
     check(name, make(name, batch_norm=True, dropout=0.5))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_linear_end_of_the_bottom_mlp(name):
+    check(name, make(name, bottom_end="linear", batch_norm=True))
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean"])

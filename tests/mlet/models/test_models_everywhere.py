@@ -279,7 +279,8 @@ def test_initialize_leaves_no_weight_as_it_was(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configuration_rebuilds_the_model(name):
-    for arguments in ({}, {"batch_norm": True, "dropout": 0.25, "loss_threshold": 0.01, "top": (4, 1)}):
+    several = {"batch_norm": True, "dropout": 0.25, "loss_threshold": 0.01, "top": (4, 1), "bottom_end": "linear"}
+    for arguments in ({}, several):
         for dense in (True, False):
             model = ready(name, dense=dense, **arguments)
             config = json.loads(json.dumps(full_config(model)))
