@@ -19,7 +19,7 @@ from study_report import gap_text
 # recipe -> widths, by scale
 GRIDS = {
     "smoke": {"single": (4,), "mlet-64": (4,)},
-    "small": {"single": (8,), "mlet-64": (8,), "fixed-w2-64": (8,), "matched-64": (8,)},
+    "small": {"single": (4, 8), "mlet-64": (4, 8), "fixed-w2-64": (4, 8), "matched-64": (4, 8)},
     "paper": {"single": (4, 8, 16), "mlet-64": (4, 8, 16), "fixed-w2-64": (4, 8, 16), "matched-64": (4, 8, 16)},
 }
 AT = {"matched-64": (COMMON,)}

@@ -3,6 +3,7 @@
 # row has: MLET, a fixed random W2 and a single layer with MLET's rate and start, each minus the single layer, paired over seeds.
 #
 #   bash scripts/reproduce_mlet_rare_items.sh train.txt --jobs 2                               # Criteo Kaggle's format
+#   bash scripts/reproduce_mlet_rare_items.sh train.txt --dims 4 --models deepfm dcn-v2        # runs of reproduce_mlet_models.sh will do
 #   bash scripts/reproduce_mlet_rare_items.sh ../data/movielens1m --dataset=movielens-1m --models deepfm
 #   bash scripts/reproduce_mlet_rare_items.sh --dataset=synthetic --scale=smoke --seeds "1 2"  # two minutes, built-in data
 #
@@ -10,10 +11,10 @@
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
 #   smoke     16  2, 20,000 generated rows                         0.6 GB   20 MB
-#   small     80  8 on 80,000 Criteo rows                          0.8 GB   30 MB + 20 kB a run
+#   small    160  8 on 80,000 Criteo rows                          0.8 GB   30 MB + 20 kB a run
 #   paper    240  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #
-# With --work=FOLDER of scripts/reproduce_mlet_dlrm.sh its runs are read and not run again. Results: WORK
+# With --work=FOLDER of reproduce_mlet_dlrm.sh, or of reproduce_mlet_models.sh (models other than dlrm alone), its runs are read and not run again. Results: WORK
 # (reproduce_mlet_rare_items_SET_output)/*.jsonl, rare_items.md, rare_items.csv; a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
