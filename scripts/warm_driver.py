@@ -66,7 +66,8 @@ class WarmDriver:
 def serve() -> None:
     """Fork a run for each line on stdin until it is closed."""
     sys.path.insert(0, str(ROOT))
-    import torch._dynamo  # noqa: F401 (the first optimizer of a run would import it, a second each time)
+    import sklearn.cluster  # noqa: F401 (of learned maps; what a run would import late costs every run a second)
+    import torch._dynamo  # noqa: F401 (of the first optimizer)
 
     import dlrm_mlet
 
