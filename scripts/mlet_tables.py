@@ -10,9 +10,10 @@ from typing import Any
 
 from iso_quality import Reduction, average, reduction
 from mlet_grid import COMMON, TUNED, Cell
+from paired_difference import interval
 from study import Outcome
 from study_pictures import picture
-from study_report import difference, spread
+from study_report import difference, gap_text, spread
 
 NOT_RUN = "not run"
 Found = Mapping[Cell, Outcome]
@@ -23,17 +24,17 @@ PUBLISHED = {"reduction": "4x to 8x", "average": "5.8x, at most 16x", "time": "+
 def quality_table(cells: Sequence[Cell], found: Found) -> str:
     """A row a model, recipe and width: at the common rate, tuned, and against the single layer of that width, tuned."""
     lines = [
-        "| model | recipe | d | AUC, common rate | logloss | accuracy % | table rate x | AUC, tuned | logloss | "
-        "accuracy % | minus tuned single (95 %) |",
-        "|" + "---|" * 11,
+        "| model | recipe | d | AUC, common rate | logloss | accuracy % | minus single (95 %) | table rate x | "
+        "AUC, tuned | logloss | accuracy % | minus tuned single (95 %) |",
+        "|" + "---|" * 12,
     ]
     for model, recipe, dim in places_of(cells, found):
         row = [model, recipe, str(dim)]
         common, tuned = (found.get(Cell(model, recipe, dim, how)) for how in (COMMON, TUNED))
-        row += qualities(common)
-        row += [chosen_rate(tuned), *qualities(tuned)]
-        single = found.get(Cell(model, "single", dim, TUNED))
-        row += [difference(single, tuned) if single and tuned else ""]
+        for how, outcome in ((COMMON, common), (TUNED, tuned)):
+            single = found.get(Cell(model, "single", dim, how))
+            row += [chosen_rate(tuned)] if how == TUNED else []
+            row += [*qualities(outcome), difference(single, outcome) if single and outcome else ""]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -109,20 +110,33 @@ def against_published(ours: Reduction) -> str:
 
 
 def average_table(found: Found, where: str) -> str:
-    """Over the models: geometric mean of the reductions, a row a recipe and width."""
+    """Over the models, a row a recipe and width: geometric mean of the reductions, and mean gain at equal width."""
     made = reductions(found)
     lines = [
-        "| recipe | d | models | published | at the common rate | both tuned | measured on |",
-        "|" + "---|" * 7,
+        "| recipe | d | models | published | at the common rate | both tuned | AUC minus single of the same d, common "
+        "rate (95 % over models) | both tuned | measured on |",
+        "|" + "---|" * 9,
     ]
     for recipe, dim in dict.fromkeys((cell.recipe, cell.dim) for cell in made):
         of_rate = {how: [each for cell, each in made.items() if (cell.recipe, cell.dim, cell.how) == (recipe, dim, how)]
                    for how in (COMMON, TUNED)}  # fmt: skip
         ours = [average(of_rate[how]) if of_rate[how] else NOT_RUN for how in (COMMON, TUNED)]
+        ours += [gain_over_models(found, recipe, dim, how) for how in (COMMON, TUNED)]
         count = str(max(map(len, of_rate.values())))
         published = PUBLISHED["average"] if recipe.startswith("mlet") else ""
         lines.append(f"| {' | '.join([recipe, str(dim), count, published, *ours, where])} |")
     return "\n".join(lines)
+
+
+def gain_over_models(found: Found, recipe: str, dim: int, how: str) -> str:
+    """Mean over the models of each one's mean paired difference in AUC to its single layer of that width."""
+    gains = []
+    for cell, outcome in found.items():
+        single = found.get(Cell(cell.model, "single", dim, how))
+        if (cell.recipe, cell.dim, cell.how) == (recipe, dim, how) and single:
+            pairs = zip(single.values("auc"), outcome.values("auc"), strict=True)
+            gains.append(statistics.mean(ours - theirs for theirs, ours in pairs))
+    return gap_text(*interval(gains)) if len(gains) > 1 else NOT_RUN
 
 
 def time_table(found: Found) -> str:
