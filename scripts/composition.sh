@@ -7,7 +7,7 @@
 #   bash scripts/composition.sh --dataset=synthetic         # the built-in planted data
 #
 # Each method takes the better of two table rates by mean validation AUC. Flags behind -- go to all runs (a method's own win). Results: WORK
-# (composition_SET_output)/*.jsonl, a model at a time (50 MB at 80,000 rows) and table.md; a restart goes on where it was interrupted.
+# (composition_SET[_SCALE]_output)/*.jsonl, a model at a time (50 MB at 80,000 rows) and table.md; a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -9,7 +9,7 @@
 #   bash scripts/controls.sh train.txt --jobs 2 -- --frequency-report  # two runs at a time, a thread each; then scripts/rare_items.sh
 #
 # Each -tuned method picks the table rate with the best mean validation AUC out of the same five; the others share one rate, as
-# the papers compare. Results: WORK (controls_SET_output)/*.jsonl and table.md; a restart goes on where it was interrupted.
+# the papers compare. Results: WORK (controls_SET[_SCALE]_output)/*.jsonl and table.md; a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -6,7 +6,7 @@
 #
 # One map is learned from the first half of the training rows and its model trained on the second, the other the reverse. A row is
 # scored by both. Beside them: rivals that train on all rows, at the same number of rows a table, alone and, at equal bytes, as the mean of
-# two seeds. Scores come from the collapsed models. Results: WORK (cross_fit_hash_SET_output)/*.jsonl and table.md; a restart goes on.
+# two seeds. Scores come from the collapsed models. Results: WORK (cross_fit_hash_SET[_SCALE]_output)/*.jsonl and table.md; a restart goes on.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

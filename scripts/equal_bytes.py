@@ -77,14 +77,20 @@ def bytes_of(outcome: Outcome) -> int:
 
 def tables_of(outcomes: Sequence[Outcome]) -> str:
     """All, the largest first, with their difference to the reference; and the line of those that lose nothing."""
-    reference = next(outcome for outcome in outcomes if outcome.method.name == REFERENCE)
+    reference = reference_of(outcomes)
     lines = [f"| recipe | bits | setting | AUC | minus {REFERENCE} (95 %) | MB | times smaller |", "|" + "---|" * 7]
     for outcome in sorted(outcomes, key=bytes_of, reverse=True):
         name, bits = names_of(outcome)
         cells = [name, bits, outcome.setting.rpartition("=")[2], spread(outcome.values("auc"))]
-        cells += [difference(reference, outcome), f"{bytes_of(outcome) / 1e6:.2f}"]
-        lines.append(f"| {' | '.join([*cells, f'{bytes_of(reference) / bytes_of(outcome):.1f}'])} |")
+        cells += [difference(reference, outcome) if reference else "", f"{bytes_of(outcome) / 1e6:.2f}"]
+        cells += [f"{bytes_of(reference) / bytes_of(outcome):.1f}" if reference else ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def reference_of(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """The single layer that all are compared with; none where its runs failed."""
+    return next((outcome for outcome in outcomes if outcome.method.name == REFERENCE), None)
 
 
 def names_of(outcome: Outcome) -> tuple[str, str]:
@@ -95,7 +101,9 @@ def names_of(outcome: Outcome) -> tuple[str, str]:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """The smallest model that is not worse than the reference: on the mean, and for certain."""
-    reference = next(outcome for outcome in outcomes if outcome.method.name == REFERENCE)
+    reference = reference_of(outcomes)
+    if reference is None:
+        return f"How small can a model of equal AUC be? {REFERENCE}, which says what is equal, was not trained."
     if len(reference.results) < 2:
         return "How small can a model of equal AUC be? One seed says nothing about that."
 
@@ -150,14 +158,15 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> str:
     for each in outcomes:
         point = (bytes_of(each) / 1e6, statistics.mean(each.values("auc")))
         lines.setdefault(names_of(each)[0], []).append(point)
-    reference = next(each for each in outcomes if each.method.name == REFERENCE)
+    reference = reference_of(outcomes)
 
     def on(axes: Any) -> None:
         axis = axes[0, 0]
         for number, (name, points) in enumerate(lines.items()):
             style = {"linestyle": "--" if name.startswith("single") else "-", "marker": "os^Dv"[number % 5]}
             axis.plot(*zip(*sorted(points), strict=True), color=f"C{number % 10}", label=name, **style)
-        axis.axhline(statistics.mean(reference.values("auc")), color="gray", linewidth=1)
+        if reference:
+            axis.axhline(statistics.mean(reference.values("auc")), color="gray", linewidth=1)
         what = "inference MB, maps included (each recipe in 32, 16, 8 and 4 bits)"
         axis.set(xscale="log", xlabel=what, ylabel="test AUC")
         axis.legend(fontsize=7, ncols=2)
@@ -170,6 +179,13 @@ def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=SETS, tuning=2)
     dense = DATA_SETS[flags.dataset].dense
+    named = flags.only if len(flags.only) < len(RECIPES) else ()
+    if absent := [recipe for recipe in named if recipe not in GRIDS[flags.scale]]:
+        print(
+            f"error: {absent[0]}: --scale={flags.scale} has {', '.join(GRIDS[flags.scale])}",
+            file=sys.stderr,
+        )
+        return 2
     wanted = methods_of(flags.scale, flags.only, dense)
 
     def render(outcomes: Sequence[Outcome]) -> str:

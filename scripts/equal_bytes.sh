@@ -14,7 +14,7 @@
 #   small    319  45 on 80,000 Criteo rows; and 580 for the bits    0.8 GB   30 MB and a model a job (100 MB)
 #   paper    319  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
 #
-# Results: WORK (equal_bytes_SET_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on.
+# Results: WORK (equal_bytes_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

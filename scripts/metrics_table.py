@@ -14,13 +14,13 @@ HEADER = ("model", "runs", "AUC", "logloss", "NE", "training MB", "inference MB"
 
 
 def result_of(path: Path) -> dict:
-    """The result event, which is the file's last line."""
+    """The result event, which is the file's last line. Raises ValueError, naming the file, where there is none."""
     try:
         event = json.loads(path.read_text().splitlines()[-1])
     except (OSError, IndexError, ValueError) as error:
-        raise SystemExit(f"error: {path} cannot be read: {error}") from None
+        raise ValueError(f"{path} cannot be read: {error}") from None
     if event.get("event") != "result" or not event.get("test"):
-        raise SystemExit(f"error: {path} has no test result at its end: the run did not finish, or tested nothing")
+        raise ValueError(f"{path} has no test result at its end: the run did not finish, or tested nothing")
     return event
 
 
@@ -49,11 +49,16 @@ def row_of(name: str, results: list[dict]) -> tuple[str, ...]:
     return name, str(len(results)), *quality, *sizes, mean([result["train_seconds"] for result in results], 0)
 
 
-def main() -> None:
+def main() -> int:
     """Read the files named on the command line, print the table."""
-    groups = grouped([Path(argument) for argument in sys.argv[1:]])
-    if not groups:
-        raise SystemExit(__doc__)
+    if not sys.argv[1:]:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        groups = grouped([Path(argument) for argument in sys.argv[1:]])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     rows = [HEADER] + [row_of(name, results) for name, results in groups.items()]
     first = next(iter(groups.values()))[0]
     if first.get("teacher"):
@@ -64,7 +69,8 @@ def main() -> None:
     for row in rows:
         name, *cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join([name, *(cell.strip().rjust(len(cell)) for cell in cells)]).rstrip())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,9 +28,12 @@ Show = Callable[[Sequence[Cell], Found, argparse.Namespace], str]
 
 
 def read_flags(
-    doc: str, grids: Mapping[str, Grid], models: Sequence[str], default: Sequence[str] = ()
+    doc: str, grids: Mapping[str, Grid], models: Sequence[str], default: Sequence[str] = (), smoke: str = "1"
 ) -> argparse.Namespace:
-    """The command line, with the preset, the models (without --models the `default`, else all), widths and rates."""
+    """The command line, with the preset, the models (without --models the `default`, else all), widths and rates.
+
+    Other arguments as `study_flags.parse` has them.
+    """
     recipes = list(dict.fromkeys(recipe for grid in grids.values() for recipe in grid))
     help_of_preset = "authors: their Avazu, their choice of epoch; default fixed"
     default = list(default or models)
@@ -46,7 +49,7 @@ def read_flags(
             "--rates", nargs="+", choices=("common", "tuned"), default=["common", "tuned"], help="default both"
         )
 
-    flags = parse(doc, "1 2 3 4 5", recipes, data_sets=SETS, add=add)
+    flags = parse(doc, "1 2 3 4 5", recipes, data_sets=SETS, smoke=smoke, add=add)
     flags.named = flags.only if len(flags.only) < len(recipes) else []  # what is asked for by name has to be there
     return flags
 
@@ -123,7 +126,7 @@ def place_of(found: Found, flags: argparse.Namespace) -> str:
 def widths_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
     """Quality against width, and what it says: the tables of both papers."""
     where = place_of(found, flags)
-    several = len({cell.model for cell in every}) > 1
+    several = len({cell.model for cell in found}) > 1
     parts = {
         "How much narrower at equal AUC": reduction_table(every, found, where),
         "On average over the models": average_table(found, where) if several else "",

@@ -6,7 +6,7 @@
 #   bash scripts/model_quality.sh ../data/movielens1m --dataset=movielens-1m --only deepfm dcn-v2 --seeds "1 2"
 #   bash scripts/model_quality.sh ../data/frappe --dataset=frappe -- --mlet-inner-dim=64         #  the same with MLET (name another WORK)
 #
-# Results: WORK (model_quality_SET_output)/*.jsonl and table.md; test metrics at the best validation AUC. A restart goes on where it was interrupted.
+# Results: WORK (model_quality_SET[_SCALE]_output)/*.jsonl and table.md; test metrics at the best validation AUC. A restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -23,7 +23,7 @@ def by_seed(paths: list[Path]) -> dict[int, dict]:
     for path in paths:
         result = result_of(path)
         if result["seed"] in found:
-            raise SystemExit(f"error: {path}: seed {result['seed']} is there twice")
+            raise ValueError(f"{path}: seed {result['seed']} is there twice")
         found[result["seed"]] = result["test"]
     return found
 
@@ -35,15 +35,19 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def main() -> None:
+def main() -> int:
     """Read the files named on the command line, print a line a metric."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", nargs="+", type=Path)
     parser.add_argument("--against", nargs="+", type=Path, required=True)
     flags = parser.parse_args()
-    base, other = by_seed(flags.base), by_seed(flags.against)
-    if base.keys() != other.keys() or len(base) < 2:
-        raise SystemExit(f"error: seeds {sorted(base)} against {sorted(other)}: give the same seeds, at least two")
+    try:
+        base, other = by_seed(flags.base), by_seed(flags.against)
+        if base.keys() != other.keys() or len(base) < 2:
+            raise ValueError(f"seeds {sorted(base)} against {sorted(other)}: give the same seeds, at least two")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(f"{len(base)} seeds, {next(iter(base.values()))['samples']} test rows")
     for metric in ("auc", "logloss", "ne"):
         pairs = [(base[seed][metric], other[seed][metric]) for seed in base]
@@ -53,7 +57,8 @@ def main() -> None:
         mean, low, high = interval([second - first for first, second in pairs])
         means = (statistics.mean(values) for values in zip(*pairs, strict=True))
         print("{}: {:.5f} -> {:.5f}, difference {:+.5f} [{:+.5f}, {:+.5f}]".format(metric, *means, mean, low, high))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

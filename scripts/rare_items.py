@@ -208,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw(rows, flags.png)
         print(f"{len(base)} seeds, {rows[0]['samples']} test rows; differences are --against minus base")
         print(text_of(rows, next(iter(base.values()))[1]["by_frequency"]["rare_ids"]["below"]))
-    except (ValueError, OSError, SystemExit) as error:  # `result_of` ends with SystemExit and its line
-        print(f"error: {str(error).removeprefix('error: ')}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

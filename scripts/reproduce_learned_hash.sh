@@ -15,7 +15,7 @@
 #   small    370  50 on 80,000 Criteo rows; some 5 hours on a million             0.8 GB   30 MB + 10 kB a run
 #   paper    370  a run 0.5 to 2 hours at 45.8 million rows: a GPU's days         README, "At full size"
 #
-# Results: WORK (reproduce_learned_hash_SET_output)/*.jsonl, cells.csv, table.md, budgets.png (needs matplotlib); a restart goes on.
+# Results: WORK (reproduce_learned_hash_SET[_SCALE]_output)/*.jsonl, cells.csv, table.md, budgets.png (needs matplotlib); a restart goes on.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

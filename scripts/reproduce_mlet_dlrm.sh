@@ -19,7 +19,7 @@
 #   paper    675  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #                                                         see README, "At full size"
 #
-# Results: WORK (reproduce_mlet_dlrm_SET_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was
+# Results: WORK (reproduce_mlet_dlrm_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was
 # interrupted, and cells that were not run are marked so.
 set -euo pipefail
 export CALLER="$PWD"

@@ -142,10 +142,10 @@ def main() -> int:
     every = [each for how in (TUNED, COMMON) for each in methods_of(hashes, recipes, how, dense_of(flags))]
     wanted = [each for each in every if each.name.partition(".")[0] in flags.only]
     wanted = [each for each in wanted if not flags.hashes or each.name.partition(".")[2] in flags.hashes]
-
-    if not wanted:
-        print(f"error: the hashes of --scale={flags.scale} are {', '.join(hashes)}", file=sys.stderr)
-        return 2
+    for named, there in ((flags.hashes or (), hashes), (flags.only if len(flags.only) < len(RECIPES) else (), recipes)):
+        if absent := [name for name in named if name not in there]:
+            print(f"error: {absent[0]}: --scale={flags.scale} has {', '.join(there)}", file=sys.stderr)
+            return 2
 
     def render(outcomes: Sequence[Outcome]) -> str:
         write_cells(outcomes, flags.work / "cells.csv")

@@ -14,7 +14,7 @@
 #   small    225  25 on 80,000 Criteo rows; and 180 short ones     0.8 GB   30 MB and a model a job (50 MB with MLET)
 #   paper    300  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #
-# Results: WORK (reproduce_mlet_hash_quant_SET_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on where it was interrupted.
+# Results: WORK (reproduce_mlet_hash_quant_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -17,7 +17,7 @@
 #   small    175          10 on 80,000 Criteo rows               0.9 GB   30 MB + 20 kB a run
 #   paper    450          a run hours at 45.8 million rows on 2 cores: a GPU's days
 #
-# Results: WORK (reproduce_mlet_models_SET_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was
+# Results: WORK (reproduce_mlet_models_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was
 # interrupted, and cells that were not run are marked so.
 set -euo pipefail
 export CALLER="$PWD"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mlet_grid import COMMON, MODELS, Cell
 from mlet_study import place_of, read_flags, run
-from mlet_tables import NOT_RUN, Found, quality_table
+from mlet_tables import Found, quality_table
 from paired_difference import interval
 from rare_items import COLUMNS, RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
 from study_report import gap_text
@@ -93,15 +93,12 @@ def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:
 
 def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
     """A section a model, width and rate."""
-    if len(flags.seeds) < 2:
-        return "Differences need two seeds.\n\n" + quality_table(every, found)
     text, of_all = [f"Measured on {place_of(found, flags)}.", ""], []
-    for single in [cell for cell in every if cell.recipe == "single"]:
-        title = f"{single.model}, d = {single.dim}, {single.how} table rate"
-        rows = rows_of(single, found) if single in found else {}
-        text += [f"### {title}", ""]
+    for single in [cell for cell in every if cell.recipe == "single" and cell in found]:
+        text += [f"### {single.model}, d = {single.dim}, {single.how} table rate", ""]
+        rows = rows_of(single, found)
         if not rows:
-            text += [NOT_RUN if single in found else "The single layer was not run.", ""]
+            text += ["Nothing that the single layer is compared with was run.", ""]
             continue
         of_all += [(cell, row) for cell, found_rows in rows.items() for row in found_rows]
         gains = [f"{cell.recipe} {rarity_gain(single, cell, found)}" for cell in rows]
@@ -114,7 +111,12 @@ def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) 
 
 def main() -> int:
     """DLRM unless --models names others."""
-    flags = read_flags(__doc__, GRIDS, MODELS, ["dlrm"])
+    flags = read_flags(__doc__, GRIDS, MODELS, ["dlrm"], smoke="1 2")
+    lacks = "two seeds" if len(flags.seeds) < 2 else "the single layer" if "single" not in flags.only else ""
+    lacks = lacks or ("another recipe than the single layer" if flags.only == ["single"] else "")
+    if lacks:
+        print(f"error: differences need {lacks}", file=sys.stderr)
+        return 2
     return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report, "rare_items")
 
 

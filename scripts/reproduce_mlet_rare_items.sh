@@ -5,17 +5,17 @@
 #   bash scripts/reproduce_mlet_rare_items.sh train.txt --jobs 2                               # Criteo Kaggle's format
 #   bash scripts/reproduce_mlet_rare_items.sh train.txt --dims 4 --models deepfm dcn-v2        # runs of reproduce_mlet_models.sh will do
 #   bash scripts/reproduce_mlet_rare_items.sh ../data/movielens1m --dataset=movielens-1m --models deepfm
-#   bash scripts/reproduce_mlet_rare_items.sh --dataset=synthetic --scale=smoke --seeds "1 2"  # two minutes, built-in data
+#   bash scripts/reproduce_mlet_rare_items.sh --dataset=synthetic --scale=smoke                # two minutes, built-in data
 #
 # The published claim names no figure. At the common table rate, as the papers compare, and with five rates each to choose from.
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
-#   smoke     16  2, 20,000 generated rows                         0.6 GB   20 MB
+#   smoke     20  2, 20,000 generated rows                         0.6 GB   20 MB
 #   small    160  8 on 80,000 Criteo rows                          0.8 GB   30 MB + 20 kB a run
 #   paper    240  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # With --work=FOLDER of reproduce_mlet_dlrm.sh, or of reproduce_mlet_models.sh (models other than dlrm alone), its runs are read and not run again. Results: WORK
-# (reproduce_mlet_rare_items_SET_output)/*.jsonl, rare_items.md, rare_items.csv; a restart goes on where it was interrupted.
+# (reproduce_mlet_rare_items_SET[_SCALE]_output)/*.jsonl, rare_items.md, rare_items.csv; a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -17,7 +17,7 @@
 #   small    180  45 on 80,000 Criteo rows; some 5 hours on a million             0.7 GB   100 MB (each --vocabulary-min-count has its own store)
 #   paper    180  five epochs of 45.8 million rows a run: a GPU's days            README, "At full size"
 #
-# Results: WORK (reproduce_multi_epoch_SET_output)/*.jsonl, table.md, cells.csv, epochs.png (needs matplotlib); a restart goes on.
+# Results: WORK (reproduce_multi_epoch_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, epochs.png (needs matplotlib); a restart goes on.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

@@ -305,5 +305,5 @@ def is_done(path: Path) -> bool:
     try:
         lines = path.read_text().splitlines() if path.exists() else []
         return bool(lines) and json.loads(lines[-1]).get("event") == "result"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, OSError):
         return False

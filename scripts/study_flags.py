@@ -55,8 +55,8 @@ def seed_list(text: str) -> list[int]:
         seeds = [int(word) for word in text.split()]
     except ValueError:
         seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: give different whole numbers with blanks between them")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: give different whole numbers below 2**32, blanks between them")
     return seeds
 
 
@@ -79,13 +79,14 @@ def parse(
     *,
     data_sets: Sequence[str] = ("criteo", "synthetic"),
     tuning: int = 0,
+    smoke: str = "1",
     add: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> argparse.Namespace:
     """The command line that studies share; what stands behind -- goes to all runs of the driver, as `more`.
 
     Args:
         description: of the study.
-        seeds: what --seeds is by default, but for --scale=smoke, which has one.
+        seeds, smoke: what --seeds is by default, and at --scale=smoke.
         methods: what --only may name.
         default: what is run without --only; all unless it is given.
         data_sets: what --dataset may name.
@@ -102,7 +103,7 @@ def parse(
     parser.add_argument(
         "--work", type=Path, help="folder of runs and prepared data; else WORK, or SCRIPT_DATASET_output"
     )
-    parser.add_argument("--seeds", type=seed_list, help=f"blanks between them; {seeds}, or 1 at --scale=smoke")
+    parser.add_argument("--seeds", type=seed_list, help=f"blanks between them; {seeds}, or {smoke} at --scale=smoke")
     default = list(methods if default is None else default)
     usual = "all" if default == list(methods) else ", ".join(default) or "by set"
     which = f"of {', '.join(methods)}; default {usual}"
@@ -115,7 +116,7 @@ def parse(
     flags = parser.parse_args(sys.argv[1:split])
     flags.dataset = flags.dataset or data_sets[0]
     check_data(flags, data_sets, parser)
-    flags.seeds = flags.seeds or seed_list("1" if flags.scale == "smoke" else seeds)
+    flags.seeds = flags.seeds or seed_list(smoke if flags.scale == "smoke" else seeds)
     caller = Path(os.environ.get("CALLER", "."))  # where the shell script was called from, before it changed folder
     scale = "" if flags.scale == "small" else f"{flags.scale}_"
     work = flags.work or os.environ.get("WORK") or f"{Path(sys.argv[0]).stem}_{flags.dataset}_{scale}output"

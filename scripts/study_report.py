@@ -71,6 +71,14 @@ def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, deri
     return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
 
 
+def make_folder(work: Path) -> None:
+    """The study's. Raises ValueError where a file is in its way."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"--work={work}: there is a file of this name") from None
+
+
 def lock_folder(work: Path) -> IO[str]:
     """Held while it is open. Raises ValueError where another study is at work in the folder."""
     lock = open(work / ".lock", "w")
@@ -114,11 +122,11 @@ def run_study(
     if not methods and prepare is None:
         print("error: these arguments leave nothing to run", file=sys.stderr)
         return 2
-    study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
-    lock = None
+    study = lock = None
     try:
-        flags.work.mkdir(parents=True, exist_ok=True)
+        make_folder(flags.work)
         lock = lock_folder(flags.work)
+        study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
         done = [method for method in also if study.is_complete(method)]
         study.check_record([*methods, *done])
         study.prepare(methods)
@@ -138,7 +146,8 @@ def run_study(
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        study.close()
+        if study:
+            study.close()
         if lock:
             lock.close()
     if outcomes:

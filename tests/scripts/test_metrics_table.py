@@ -28,4 +28,9 @@ def test_seeds_are_averaged(tmp_path):
 
 def test_an_unfinished_run_is_named(tmp_path):
     done = table(write(tmp_path, "half.jsonl", 0.6, event="train"))
-    assert done.returncode == 1 and "half.jsonl" in done.stderr and "did not finish" in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "half.jsonl" in done.stderr
+        and "did not finish" in done.stderr
+    )

@@ -33,4 +33,4 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_seeds_must_be_the_same(tmp_path, seeds):
     base = [write(tmp_path, "a", seed, 0.7) for seed in (1, 2, 3)]
     run = compare(base, [write(tmp_path, "b", seed, 0.7) for seed in seeds])
-    assert run.returncode == 1 and "give the same seeds" in run.stderr
+    assert run.returncode == 2 and "give the same seeds" in run.stderr

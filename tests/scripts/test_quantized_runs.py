@@ -63,6 +63,27 @@ def test_the_smallest_model_of_equal_auc_is_named():
     assert "One seed says nothing" in equal_bytes.verdict([outcome("single.64", 1, 0.7)])
 
 
+def test_without_its_reference_a_table_has_no_differences(tmp_path):
+    outcomes = [outcome("reinit.4", 4_000_000, 0.78, 0.79)]  # as where the runs of single.64 lack memory
+    assert "| reinit.4 | 32 | 2 | 0.7850 ±0.0071 |  | 4.00 |  |" in equal_bytes.tables_of(outcomes)
+    assert "single.64, which says what is equal, was not trained" in equal_bytes.verdict(outcomes)
+    assert "icture" in equal_bytes.draw(outcomes, tmp_path / "bytes.png")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        (equal_bytes, ["--only", "reinit"], "error: reinit: --scale=smoke has single, reinit+modulo"),
+        (hash_quant, ["--hashes", "modulo-4", "none"], "error: none: --scale=smoke has modulo-4"),
+        (hash_quant, ["--only", "fixed-w2-64"], "error: fixed-w2-64: --scale=smoke has single, mlet-64"),
+    ],
+)
+def test_what_the_scale_lacks_is_one_line(monkeypatch, capsys, script, words, message):
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset=synthetic", "--scale=smoke", *words])
+    assert script.main() == 2
+    assert capsys.readouterr().err == f"{message}\n"
+
+
 def test_a_recipe_is_set_against_the_single_layer_of_its_hash_and_bits():
     def made(how):
         return {each.name: each for each in hash_quant.methods_of(("none", "modulo-4"), ("single", "mlet-64"), how, 13)}

@@ -53,11 +53,24 @@ def test_each_bin_has_its_difference_and_the_rare_half_is_set_against_the_other(
     with open(tmp_path / "rare_items.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["table"] == "(rarest)" and row["bin"] == "1"]
     assert [row["recipe"] for row in rows] == ["mlet-64"] and float(rows[0]["auc_difference"]) == pytest.approx(0.04)
-    assert text.count("not run") >= 3  # the tuned rate: its section, and both of its recipes below
+    assert text.count("###") == 2 and text.count("not run") == 2  # the tuned rate has no section, both recipes a blank
     assert text.count("| rare ids |") == 1 and text.count("| occurrences |") == 1
 
 
-def test_one_seed_and_one_bin_say_nothing(found, tmp_path):
-    assert study.rare_report(EVERY, found, Namespace(seeds=[1], dataset="x")).startswith("Differences need two seeds.")
+@pytest.mark.parametrize(
+    ("words", "lacks"),
+    [
+        (["--seeds", "1"], "two seeds"),
+        (["--only", "single"], "another recipe than the single layer"),
+        (["--only", "mlet-64"], "the single layer"),
+    ],
+)
+def test_what_a_difference_needs_is_said_before_anything_is_run(monkeypatch, capsys, words, lacks):
+    monkeypatch.setattr(sys, "argv", ["x", "--dataset=synthetic", "--scale=smoke", *words])
+    assert study.main() == 2
+    assert capsys.readouterr().err == f"error: differences need {lacks}\n"
+
+
+def test_one_bin_says_nothing(tmp_path):
     pair = {cell: outcome(cell, tmp_path, (0.01,)) for cell in (SINGLE, MLET)}
     assert study.rarity_gain(SINGLE, MLET, pair) == "undefined (one bin)"

@@ -165,6 +165,30 @@ def test_what_was_not_run_is_named(driven, monkeypatch, tmp_path):
     assert "Not run: tuned." in (flags.work / "table.md").read_text()
 
 
+def test_a_file_in_the_way_of_the_folder_is_one_line(driven, monkeypatch, tmp_path, capsys):
+    flags = flags_of(monkeypatch, tmp_path)
+    flags.work.write_text("")
+    assert report("--base", [PLAIN], flags) == 2
+    assert capsys.readouterr().err == f"error: --work={flags.work}: there is a file of this name\n"
+
+
+@pytest.mark.parametrize("text", ['{"event": "result"}', None])
+def test_a_run_file_that_holds_no_run_is_one_line(driven, monkeypatch, tmp_path, capsys, text):
+    flags = flags_of(monkeypatch, tmp_path)
+    assert report("--base", [PLAIN], flags) == 0
+    file = flags.work / "plain-1.jsonl"
+    file.unlink()
+    if text:
+        file.write_text(text)
+    else:
+        file.mkdir()
+        monkeypatch.setattr(Study, "drive", lambda *_: (_ for _ in ()).throw(RuntimeError(f"{file} is a folder")))
+    capsys.readouterr()
+    assert report("--base", [PLAIN], flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "plain-1.jsonl" in error
+
+
 def test_models_of_which_nothing_was_run_are_named_once():
     absent = ["nfm.single.2", "nfm.mlet-64.2", "dcn.mlet-64.2", "tuned"]
     assert study_report.in_short(absent, ["dcn.single.2"]) == ["nfm (all 2)", "dcn.mlet-64.2", "tuned"]
