@@ -2,7 +2,7 @@
 
 MLET's W2 ~ N(0, 0.25^2) multiplies a table's rate: by k/16 under SGD (mlet/analysis.py), by 0.2 k where each entry is
 stepped by its own measure. So each recipe has a grid of five rates of its own, about where that factor puts the
-optimum; the common rate, at which the papers compare, is one.
+optimum. The first is the common one, at which the papers compare.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SGD_LIFT = 0.25**2  # sum over k of w2^2: a step of W1 is the gradient times w2,
 ENTRY_LIFT = 0.25 * (2 / math.pi) ** 0.5  # sum over k of |w2|: Adagrad's and Adam's first steps are the rate in size
 SGD = Optimizer("--learning-rate=0.2 --mini-batch-size=128", (1, 32, 64, 128, 256), SGD_LIFT)
 ADAGRAD = Optimizer("--optimizer=adagrad --learning-rate=0.02 --mini-batch-size=256", (1, 0.1, 0.3, 3, 10), ENTRY_LIFT)
-ADAM = Optimizer("--optimizer=adam --learning-rate=0.001 --mini-batch-size=256", (1, 0.4, 3, 8, 25), ENTRY_LIFT)
+ADAM = Optimizer("--optimizer=adam --learning-rate=0.001 --mini-batch-size=256", (1, 3, 8, 25, 50), ENTRY_LIFT)
 BENCHMARKS = Optimizer("", (5, 1, 2, 10, 20), ENTRY_LIFT)  # Adam; the rest stands in the benchmarks' settings
 
 

@@ -132,7 +132,8 @@ def draw(cells: Sequence[dict], path: Path) -> str:
                 (by_rows, [1 / float(cell["compression"]) for cell in line]),
                 (by_bytes, [cell["inference_mb"] for cell in line]),
             ):
-                axis.plot(place, aucs, marker="o", label=method, linestyle=style, color=f"C{number % 10}")
+                marker, color = "os"[number // 10 % 2], f"C{number % 10}"
+                axis.plot(place, aucs, marker=marker, label=method, linestyle=style, color=color)
         by_rows.set(xscale="log", xlabel="rows / ids", ylabel="test AUC", title="equal rows")
         by_bytes.set(xscale="log", xlabel="inference MB, maps included", title="equal bytes")
         by_bytes.legend(fontsize=7)
