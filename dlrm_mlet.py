@@ -2243,7 +2243,8 @@ def check_same_model(source: Path, saved: dict, own: dict) -> None:
     """Weights of another model may have the same shapes: they would load, and score nonsense."""
     if saved["model"] != own["model"]:
         raise ValueError(f"{source} holds --arch-model={saved['model']}, this run has {own['model']}")
-    for there, here in ((saved["arguments"], own["arguments"]), (saved["tables"], own["tables"])):
+    arguments = {"bottom_end": "relu"} | saved["arguments"]  # what a checkpoint had before there was a choice
+    for there, here in ((arguments, own["arguments"]), (saved["tables"], own["tables"])):
         for name in there.keys() & here.keys():  # a checkpoint of an older version may lack some
             if json.dumps(there[name]) != json.dumps(here[name]):
                 what = "its tables differ" if name == "specs" else f"{name} is {there[name]} there, {here[name]} here"

@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
 import dlrm_mlet
+from mlet.checkpoint import load_checkpoint, save_checkpoint
 from mlet.models import model_names, model_options, option_text
 
 NAMES = model_names()
@@ -131,6 +132,13 @@ def test_a_linear_end_of_the_bottom_mlp_reaches_the_exported_file(driver, data, 
     assert log_loss(labels, scores) == pytest.approx(last(run)["test"]["logloss"], rel=1e-5)
     refused = driver(f"{MODEL} {data} --load-model=run --inference-only")
     assert refused.code == 2 and "bottom_end is linear there, relu here" in refused.err
+    driver(f"{MODEL} {data} --save-model=old")
+    tensors, state = load_checkpoint(run.folder / "old/last")
+    del state["model"]["arguments"]["bottom_end"]  # as before there was a choice
+    save_checkpoint(run.folder / "old/last", tensors, state)
+    refused = driver(f"{flags} --load-model=old --inference-only")
+    assert refused.code == 2 and "bottom_end is relu there, linear here" in refused.err
+    assert driver(f"{MODEL} {data} --load-model=old --inference-only").code == 0
 
 
 @pytest.mark.slow
