@@ -12,7 +12,7 @@ from typing import Any
 from mlet_grid import RATE
 from quantized_runs import quantized
 from study import AUTHORS_BASE, Method, Outcome
-from study_flags import DATA_SETS, data_flags, parse
+from study_flags import DATA_SETS, absent_of, data_flags, parse
 from study_pictures import picture
 from study_report import difference, gap, run_study, spread
 
@@ -179,12 +179,8 @@ def main() -> int:
     """Run the study on the command line's data."""
     flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=SETS, tuning=2)
     dense = DATA_SETS[flags.dataset].dense
-    named = flags.only if len(flags.only) < len(RECIPES) else ()
-    if absent := [recipe for recipe in named if recipe not in GRIDS[flags.scale]]:
-        print(
-            f"error: {absent[0]}: --scale={flags.scale} has {', '.join(GRIDS[flags.scale])}",
-            file=sys.stderr,
-        )
+    if absent := absent_of(flags.named, list(GRIDS[flags.scale]), flags.scale):
+        print(f"error: {absent}", file=sys.stderr)
         return 2
     wanted = methods_of(flags.scale, flags.only, dense)
 

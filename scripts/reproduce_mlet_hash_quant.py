@@ -15,7 +15,7 @@ from mlet_study import SETS
 from mlet_tables import NOT_RUN
 from quantized_runs import quantized
 from study import Method, Outcome, Study
-from study_flags import parse
+from study_flags import absent_of, parse
 from study_pictures import picture
 from study_report import difference, run_study, spread
 
@@ -80,9 +80,8 @@ def row_of(outcome: Outcome | None, single: Outcome | None, names: Sequence[str]
     """One line of Markdown."""
     cells = [NOT_RUN, "", "", "", ""]
     if outcome:
-        size = next(iter(outcome.results.values()))["inference_bytes"] / 1e6
         cells = [outcome.setting.rpartition("=")[2], spread(outcome.values("auc")), spread(outcome.values("logloss"))]
-        cells += [difference(single, outcome) if single else NOT_RUN, f"{size:.2f}"]
+        cells += [difference(single, outcome) if single else NOT_RUN, f"{bytes_of(outcome) / 1e6:.2f}"]
     return f"| {' | '.join([*names, *cells])} |"
 
 
@@ -91,9 +90,9 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> str:
     lines: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for each in outcomes:
         recipe, hash_name, _ = parts_of(each)
-        aucs, size = each.values("auc"), next(iter(each.results.values()))["inference_bytes"]
+        aucs = each.values("auc")
         reach = statistics.stdev(aucs) if len(aucs) > 1 else 0
-        lines.setdefault((recipe, hash_name), []).append((size / 1e6, statistics.mean(aucs), reach))
+        lines.setdefault((recipe, hash_name), []).append((bytes_of(each) / 1e6, statistics.mean(aucs), reach))
 
     def on(axes: Any) -> None:
         for (recipe, hash_name), points in lines.items():
@@ -107,6 +106,11 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> str:
         axes[0, 0].grid(alpha=0.3)
 
     return picture(path, on, figsize=(9, 5))
+
+
+def bytes_of(outcome: Outcome) -> int:
+    """Of the served model."""
+    return next(iter(outcome.results.values()))["inference_bytes"]
 
 
 def parts_of(outcome: Outcome) -> tuple[str, str, str]:
@@ -123,9 +127,15 @@ def write_cells(outcomes: Sequence[Outcome], path: Path) -> None:
         head = ["recipe", "hash", "bits", "rate", "setting", "seeds", "auc", "auc_std", "logloss", "inference_bytes"]
         writer.writerow(head)
         for each in outcomes:
-            aucs, size = each.values("auc"), next(iter(each.results.values()))["inference_bytes"]
+            aucs = each.values("auc")
             spread_of = statistics.stdev(aucs) if len(aucs) > 1 else ""
-            numbers = [len(aucs), statistics.mean(aucs), spread_of, statistics.mean(each.values("logloss")), size]
+            numbers = [
+                len(aucs),
+                statistics.mean(aucs),
+                spread_of,
+                statistics.mean(each.values("logloss")),
+                bytes_of(each),
+            ]
             writer.writerow([*parts_of(each), COMMON if is_common(each) else TUNED, each.setting, *numbers])
 
 
@@ -142,10 +152,10 @@ def main() -> int:
     every = [each for how in (TUNED, COMMON) for each in methods_of(hashes, recipes, how, dense_of(flags))]
     wanted = [each for each in every if each.name.partition(".")[0] in flags.only]
     wanted = [each for each in wanted if not flags.hashes or each.name.partition(".")[2] in flags.hashes]
-    for named, there in ((flags.hashes or (), hashes), (flags.only if len(flags.only) < len(RECIPES) else (), recipes)):
-        if absent := [name for name in named if name not in there]:
-            print(f"error: {absent[0]}: --scale={flags.scale} has {', '.join(there)}", file=sys.stderr)
-            return 2
+    absent = absent_of(flags.hashes or (), hashes, flags.scale) or absent_of(flags.named, recipes, flags.scale)
+    if absent:
+        print(f"error: {absent}", file=sys.stderr)
+        return 2
 
     def render(outcomes: Sequence[Outcome]) -> str:
         write_cells(outcomes, flags.work / "cells.csv")

@@ -114,6 +114,7 @@ def parse(
     if add:
         add(parser)
     flags = parser.parse_args(sys.argv[1:split])
+    flags.named = flags.only if len(flags.only) < len(methods) else []  # what is asked for by name has to be there
     flags.dataset = flags.dataset or data_sets[0]
     check_data(flags, data_sets, parser)
     flags.seeds = flags.seeds or seed_list(smoke if flags.scale == "smoke" else seeds)
@@ -124,6 +125,11 @@ def parse(
     flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
     flags.more = shlex.join([*(["--use-gpu"] if flags.device == "cuda" else []), *sys.argv[split + 1 :]])
     return flags
+
+
+def absent_of(named: Sequence[str], there: Sequence[str], scale: str) -> str:
+    """What is asked for by name and the scale has not, as a sentence; nothing if it has all."""
+    return next((f"{name}: --scale={scale} has {', '.join(there)}" for name in named if name not in there), "")
 
 
 def check_data(flags: argparse.Namespace, data_sets: Sequence[str], parser: argparse.ArgumentParser) -> None:

@@ -71,16 +71,15 @@ def report(base: str, methods: Sequence[Method], flags: argparse.Namespace, deri
     return run_study(base, named, flags, table, derive, also=[method for method in methods if method not in named])
 
 
-def make_folder(work: Path) -> None:
-    """The study's. Raises ValueError where a file is in its way."""
+def lock_folder(work: Path) -> IO[str]:
+    """Make the study's folder; it is held while the lock is open.
+
+    Raises ValueError where another study is at work in it, or a file is in its way.
+    """
     try:
         work.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"--work={work}: there is a file of this name") from None
-
-
-def lock_folder(work: Path) -> IO[str]:
-    """Held while it is open. Raises ValueError where another study is at work in the folder."""
     lock = open(work / ".lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +123,6 @@ def run_study(
         return 2
     study = lock = None
     try:
-        make_folder(flags.work)
         lock = lock_folder(flags.work)
         study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
         done = [method for method in also if study.is_complete(method)]
@@ -153,15 +151,22 @@ def run_study(
     if outcomes:
         text = with_remarks(text, base, study, outcomes, also)
         text = f"{headline(outcomes)}\n\n{text}" if headline else text
-        print(text)
-        try:
-            (flags.work / table_name).write_text(text)
-        except OSError as error:
-            print(f"error: the table was not written: {error}", file=sys.stderr)
+        if not is_shown(text, flags.work / table_name):
             return 2
     for reason in study.failed.values():
         print(f"error: {reason}", file=sys.stderr)
     return 2 if study.failed else 0
+
+
+def is_shown(text: str, path: Path) -> bool:
+    """Print the table and write it; whether the disk took it."""
+    print(text)
+    try:
+        path.write_text(text)
+    except OSError as error:
+        print(f"error: the table was not written: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome], also: Sequence[Method]) -> str:
