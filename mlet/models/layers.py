@@ -28,6 +28,25 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x)
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose random numbers cost a third of torch's on the CPU: 16 bits an entry instead of a double.
+
+    torch draws them one after the other on one core, which in an MLP of 400 is a third of a training step. The share
+    that is dropped is p to the nearest 1/65536; what is kept is divided by the share that is kept.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        if not self.training or not self.p or self.inplace or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        levels = 1 << 16
+        dropped = min(round(self.p * levels), levels - 1)
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)  # None: to the largest
+        lanes = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        keep = (lanes >= dropped - levels // 2).to(x.dtype).mul_(levels / (levels - dropped))
+        return x * keep
+
+
 def mlp(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with a ReLU behind each; batch normalisation stands before it, dropout behind it."""
     layers: list[nn.Module] = []
@@ -37,7 +56,7 @@ def mlp(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -
             layers.append(BatchNorm(outputs))
         layers.append(nn.ReLU(inplace=True))  # in place: one pass over memory less
         if dropout:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
     return nn.Sequential(*layers)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mlet.interaction import pooled_products
 from mlet.models.base import CTRModel
-from mlet.models.layers import BatchNorm
+from mlet.models.layers import BatchNorm, Dropout
 from mlet.tables import EmbeddingTables
 
 
@@ -30,7 +30,7 @@ class NFM(CTRModel):
 
     def __init__(self, tables: EmbeddingTables, bottom: Sequence[int], top: Sequence[int], **common: Any) -> None:
         super().__init__(tables, bottom, top, first_order=True, **common)
-        behind = [BatchNorm(tables.dim)] * self.batch_norm + [nn.Dropout(self.dropout)] * bool(self.dropout)
+        behind = [BatchNorm(tables.dim)] * self.batch_norm + [Dropout(self.dropout)] * bool(self.dropout)
         self.behind_pooling = nn.Sequential(*behind)
         self.deep = self.tower(tables.dim)
 

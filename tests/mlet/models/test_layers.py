@@ -10,7 +10,7 @@ from torch import nn
 from mlet.interaction import PairwiseDots, pooled_products
 from mlet.models import model_options, option_text, parse_options
 from mlet.models.autoint import SelfAttention
-from mlet.models.layers import BatchNorm, FirstOrder, Tower, first_order_tables, in_float32, mlp
+from mlet.models.layers import BatchNorm, Dropout, FirstOrder, Tower, first_order_tables, in_float32, mlp
 from mlet.models.xdeepfm import CompressedInteraction
 from mlet.table_spec import plan_tables
 from mlet.tables import EmbeddingTables
@@ -25,6 +25,39 @@ def test_order_within_a_hidden_layer():
     assert kinds(mlp((3, 4), True, 0.5)) == ["Linear", "BatchNorm", "ReLU", "Dropout"]
     assert kinds(Tower(3, (4, 1), True, 0.5)) == ["Linear", "BatchNorm", "ReLU", "Dropout", "Linear"]
     assert kinds(Tower(3, (1,), True, 0.5)) == ["Linear"] and len(mlp((3,))) == 0
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("shape", ((7,), (5, 3), (400, 501)))
+def test_dropout_keeps_or_drops_and_its_gradient_is_the_same_factor(shape, dtype):
+    x = torch.randn(shape, dtype=dtype).requires_grad_()
+    torch.manual_seed(1)
+    out = Dropout(0.25)(x)
+    out.sum().backward()
+    assert out.dtype == dtype and torch.equal(out, x * x.grad)
+    assert all(value in (0, torch.tensor(1 / 0.75, dtype=dtype)) for value in x.grad.unique())
+    torch.manual_seed(1)
+    assert torch.equal(Dropout(0.25)(x), out)
+
+
+@pytest.mark.parametrize("p", (0.001, 0.2, 0.5, 0.9, 0.9999999))
+def test_dropout_drops_independently_the_share_that_it_says(p):
+    torch.manual_seed(2)
+    kept = Dropout(p)(torch.ones(1000, 1000)) > 0
+    rate = kept.double().mean()
+    assert abs(rate - (1 - p)) < 5e-3 * min(1, 10 * (1 - p)) + 2e-5
+    for step in (1, 2, 4, 1000):  # neighbours, the lanes of one draw, the row below
+        flat = kept.flatten().double() - rate
+        assert abs((flat[:-step] * flat[step:]).mean()) < 5e-3 * rate * (1 - rate) + 1e-5
+    mean = Dropout(p)(torch.ones(1000, 1000)).mean()
+    assert p > 0.99 or abs(mean - 1) < 0.01
+
+
+def test_dropout_does_nothing_in_evaluation_and_at_zero():
+    layer, x = Dropout(0.5), torch.randn(8, 4)
+    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert isinstance(layer, nn.Dropout)
 
 
 def test_batch_norm_is_torchs_but_for_one_sample():
