@@ -2534,6 +2534,13 @@ def write_result(
     trainer.metrics_file.close()
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, in one line; the system's own begin with their file instead of a number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return " ".join(str(error).split())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run; bad input, a full disk or a non-finite loss end in one line and exit code 2."""
     flags = parse_flags(arguments)
@@ -2543,7 +2550,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, NonFiniteLossError) as error:
         if flags.debug_mode:
             raise
-        print(f"dlrm_mlet.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"dlrm_mlet.py: error: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if flags.debug_mode or not any(

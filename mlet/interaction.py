@@ -20,6 +20,13 @@ def pooled_products(vectors: Tensor) -> Tensor:
     return (vectors.sum(dim=1).square() - vectors.square().sum(dim=1)) / 2
 
 
+def take_columns(values: Tensor, columns: Tensor) -> Tensor:
+    """values[:, columns]: [B, N] and [Q] -> [B, Q]."""
+    if values.element_size() == 2:  # index_select takes four times as long in 16 bits
+        return values.gather(1, columns.expand(len(values), -1))
+    return values.index_select(1, columns)
+
+
 class PairwiseDots(nn.Module):
     """Products v_i . v_j of all pairs i > j, row by row; with `lead` the first vector itself stands before them.
 
@@ -62,7 +69,7 @@ class _PairwiseDots(torch.autograd.Function):
         ctx.save_for_backward(every, place)
         ctx.itself, ctx.lead = itself, lead
         # a copy of the transpose: batched products of two plain matrices take half the time on the CPU
-        products = torch.bmm(every, every.transpose(1, 2).contiguous()).flatten(1).index_select(1, kept)
+        products = take_columns(torch.bmm(every, every.transpose(1, 2).contiguous()).flatten(1), kept)
         return torch.cat([every[:, 0], products], dim=1) if lead else products
 
     @staticmethod
@@ -70,7 +77,7 @@ class _PairwiseDots(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         every, place = ctx.saved_tensors
         width = every.shape[2] if ctx.lead else 0
-        of_products = grad[:, width:].index_select(1, place).view(len(grad), every.shape[1], -1)
+        of_products = take_columns(grad[:, width:], place).view(len(grad), every.shape[1], -1)
         diagonal = of_products.diagonal(dim1=1, dim2=2)
         diagonal.mul_(2) if ctx.itself else diagonal.zero_()
         of_every = torch.bmm(of_products, every)

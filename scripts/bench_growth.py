@@ -230,8 +230,10 @@ def draw(lines: Sequence[Curve], path: Path) -> bool:
                 axis.plot(ends, guide, ":", color=drawn.get_color(), linewidth=1)
         for axis in axes[:, column]:
             axis.set(xscale="log", yscale="log")
-            if factor in ("rows", "batch"):  # decades enough: labels between them would overlap
-                axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_minor_formatter(NullFormatter())  # labels between decades would overlap
+            if factor not in ("rows", "batch"):  # few decades: label what was measured
+                measured = sorted({value for line in lines if line.factor == factor for value in line.values})
+                axis.set_xticks(measured, measured, fontsize="x-small")
             axis.grid(alpha=0.3)
             axis.legend(fontsize="x-small")
         axes[1, column].set_xlabel(LABELS[factor])

@@ -3,7 +3,7 @@
 # ids a bag and batch, one at a time from a base of 26 tables of 1e5 rows, d = 16, one-hot, batch 2048, with a single layer
 # and with MLET (k = 64). The factor rows has 4 tables (--rows-tables). Points that do not fit into memory are skipped and say so.
 #
-#   bash scripts/bench_growth.sh                              # 64 points, 3 rounds: about 1.5 hours on 2 cores, memory as available
+#   bash scripts/bench_growth.sh                              # 64 points, 3 rounds: about 40 minutes on 2 cores, memory as available
 #   bash scripts/bench_growth.sh --scale smoke                # see that it works: 1 to 3 minutes
 #   bash scripts/bench_growth.sh --factors rows batch --optimizer rwsadagrad -- --precision=bf16
 #

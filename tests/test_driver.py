@@ -448,6 +448,7 @@ def test_a_missing_raw_file_is_named(driver):
     for flags in ("--raw-data-file=nowhere.txt", ""):
         run = driver(f"{DATA} {flags}")
         assert run.code == 2 and ("nowhere.txt" in run.err or "--raw-data-file" in run.err) and run.err.count("\n") == 1
+        assert "Errno" not in run.err
 
 
 def test_a_rate_far_too_high_names_the_iteration(driver, data):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mlet.interaction import PairwiseDots
+from mlet.interaction import PairwiseDots, take_columns
 
 
 @pytest.mark.parametrize("itself", [False, True])
@@ -18,3 +18,10 @@ def test_pairwise_dots_and_their_gradient(itself: bool, lead: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(dots(every), plain)
     assert torch.autograd.gradcheck(dots, (every,))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64))
+@pytest.mark.parametrize("samples", (0, 1, 6))
+def test_columns_are_taken_in_any_precision(samples: int, dtype: torch.dtype) -> None:
+    values, columns = torch.randn(samples, 9).to(dtype)[:, 2:], torch.tensor([3, 0, 3, 6])
+    assert torch.equal(take_columns(values, columns), values[:, columns])
