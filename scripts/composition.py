@@ -10,8 +10,8 @@ from study import Method
 from study_flags import data_flags, parse
 from study_report import report
 
-RATES = tuple(f"--emb-learning-rate-multiplier={rate}" for rate in ("2", "8"))
 MLET = "--mlet-inner-dim=64"
+RATES = (16, 64, 128)  # of single layers; W2 multiplies MLET's by K/16
 QR = "--qr-flag --qr-collisions=4 --qr-operation="
 TRICKS = {
     "d8": "",
@@ -23,9 +23,9 @@ TRICKS = {
     "md": "--md-flag",
 }
 METHODS = tuple(
-    Method(name + suffix, f"{flags} {mlet}", RATES)
+    Method(name + suffix, f"{flags} {mlet}", tuple(f"--emb-learning-rate-multiplier={r // lift}" for r in RATES))
     for name, flags in TRICKS.items()
-    for suffix, mlet in (("", ""), ("-mlet", MLET))
+    for suffix, mlet, lift in (("", "", 1), ("-mlet", MLET, 4))
 )
 
 
