@@ -125,18 +125,8 @@ def run_study(
     try:
         lock = lock_folder(flags.work)
         study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
-        done = [method for method in also if study.is_complete(method)]
-        study.check_record([*methods, *done])
-        study.prepare(methods)
-        if prepare:
-            methods = [*methods, *(prepare(study) or ())]
-            study.check_record(methods)
-        outcomes = study.run_all(methods)
-        if outcomes:
-            outcomes += derive(study, outcomes) if derive else []
-            outcomes += [study.outcome(method) for method in done]
-            check_one_data(outcomes)
-            text = render(outcomes)
+        outcomes = _carry_out(study, methods, also, prepare, derive)
+        text = render(outcomes) if outcomes else ""
     except KeyboardInterrupt:
         print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
         return 130
@@ -156,6 +146,28 @@ def run_study(
     for reason in study.failed.values():
         print(f"error: {reason}", file=sys.stderr)
     return 2 if study.failed else 0
+
+
+def _carry_out(
+    study: Study,
+    methods: Sequence[Method],
+    also: Sequence[Method],
+    prepare: Callable[[Study], Sequence[Method] | None] | None,
+    derive: Derive | None,
+) -> list[Outcome]:
+    """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
+    done = [method for method in also if study.is_complete(method)]
+    study.check_record([*methods, *done])
+    study.prepare(methods)
+    if prepare:
+        methods = [*methods, *(prepare(study) or ())]
+        study.check_record(methods)
+    outcomes = study.run_all(methods)
+    if outcomes:
+        outcomes += derive(study, outcomes) if derive else []
+        outcomes += [study.outcome(method) for method in done]
+        check_one_data(outcomes)
+    return outcomes
 
 
 def is_shown(text: str, path: Path) -> bool:
