@@ -513,8 +513,10 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.weighted_pooling and (flags.qr_flag or flags.md_flag or flags.hash_method != "none"):
         raise ValueError("--weighted-pooling works on plain tables: leave out --qr-flag, --md-flag and --hash-method")
     two_rows = flags.hash_method != "none" and hashing.method_lookups(flags.hash_method) > 1
-    if flags.quantize_emb_with_bit in (4, 8) and (flags.qr_flag or flags.md_flag or two_rows or flags.use_gpu):
-        raise ValueError("--quantize-emb-with-bit: 4 and 8 bits need plain tables (one row an id), on the CPU")
+    tricks = [flag for flag, given in (("--qr-flag", flags.qr_flag), ("--md-flag", flags.md_flag),
+              (f"--hash-method={flags.hash_method}", two_rows), ("--use-gpu", flags.use_gpu)) if given]  # fmt: skip
+    if flags.quantize_emb_with_bit in (4, 8) and tricks:
+        raise ValueError(f"--quantize-emb-with-bit: 4 and 8 bits need plain tables on the CPU: leave out {tricks[0]}")
     if not flags.inference_only and (flags.quantize_emb_with_bit, flags.quantize_mlp_with_bit) != (32, 32):
         raise ValueError("--quantize-emb-with-bit and --quantize-mlp-with-bit need --inference-only")
     if flags.save_onnx and flags.quantize_mlp_with_bit != 32:
@@ -531,7 +533,10 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
-    initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
+    try:
+        initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
+    except ValueError as error:
+        raise ValueError(f"--mlet-init={flags.mlet_init!r}: {error}") from None
     row_bound(flags.emb_init, 1)
     if flags.spectra and flags.quantize_emb_with_bit in (4, 8):
         raise ValueError("--spectra needs tables of floats: leave out --quantize-emb-with-bit")
@@ -550,6 +555,11 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} writes to --metrics-file: name one")
     if flags.frequency_report and flags.data_generation == "random":
         raise ValueError("--frequency-report needs --data-generation=dataset: it counts ids in a store")
+    if 0 < flags.mlet_inner_dim < flags.arch_sparse_feature_size and not flags.md_flag:
+        raise ValueError(
+            f"--mlet-inner-dim={flags.mlet_inner_dim} is below --arch-sparse-feature-size="
+            f"{flags.arch_sparse_feature_size}: the tables would be of lower rank than they are wide"
+        )
     if flags.mlet_cross_term == "masked":
         if not flags.mlet_inner_dim:
             raise ValueError("--mlet-cross-term=masked needs --mlet-inner-dim")
@@ -565,11 +575,13 @@ def check_architecture(flags: argparse.Namespace) -> None:
             )
     if flags.train_share and flags.data_generation == "random":
         raise ValueError("--train-share needs --data-generation=dataset")
-    if flags.emb_lr_frequency != "none" or flags.emb_reinit != "none":
-        if flags.emb_precision != "fp32" or flags.mlet_cross_term == "masked":
-            raise ValueError(
-                "--emb-lr-frequency and --emb-reinit work without --emb-precision=bf16 and --mlet-cross-term=masked"
-            )
+    of_rows = [
+        f"--{name.replace('_', '-')}" for name in ("emb_lr_frequency", "emb_reinit") if getattr(flags, name) != "none"
+    ]
+    without = ["--emb-precision=bf16"] * (flags.emb_precision != "fp32")
+    without += ["--mlet-cross-term=masked"] * (flags.mlet_cross_term == "masked")
+    if of_rows and without:
+        raise ValueError(f"{of_rows[0]} works without {without[0]}")
     check_row_flags(flags)
     if flags.emb_lr_counts == "data" and flags.data_generation == "random":
         raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
@@ -741,6 +753,9 @@ def check_bottom(flags: argparse.Namespace, dense: int) -> None:
             f"--arch-mlp-bot ends in width {flags.arch_mlp_bot[-1]}, but the tables' vectors are {width} wide "
             f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
         )
+    if dense and flags.arch_mlp_bot[0] != dense:  # as in the reference, which says nothing
+        hint = f"--arch-mlp-bot begins with {flags.arch_mlp_bot[0]}, the data has {dense} dense features: {dense} it is"
+        print(f"dlrm_mlet.py: warning: {hint}", file=sys.stderr)
 
 
 def model_width(flags: argparse.Namespace) -> int:
@@ -2027,11 +2042,7 @@ class Trainer:
         """Take up the state of DIR/last, after checking that this run is the one that was saved."""
         source = find_checkpoint(directory, "last")
         tensors, state = checkpoint.load_checkpoint(source)
-        for name, saved in state["flags"].items():
-            now = getattr(self.flags, name, None)
-            if name not in FREE_ON_RESUME and now != saved:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{source} was trained with {flag}={saved}, this run has {now}: resume the same run")
+        check_same_flags(source, state["flags"], self.flags)
         check_same_data(source, state, self.data)
         load_weights(self.model, tensors, source)
         self.trained = unpack_trained(state, self.data)
@@ -2219,6 +2230,15 @@ def without_checkpoint_name(directory: str) -> str:
     return str(Path(directory).parent) if Path(directory).name in ("last", "best") else directory
 
 
+def check_same_flags(source: Path, saved: dict, flags: argparse.Namespace) -> None:
+    """A run is resumed with the flags that it was begun with, but for those that do not change what it computes."""
+    for name, value in saved.items():
+        now = getattr(flags, name, None)
+        if name not in FREE_ON_RESUME and now != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{source} was trained with {flag}={value}, this run has {now}: resume the same run")
+
+
 def check_same_data(source: Path, state: dict, data: Data) -> None:
     """Ids are numbers of one store: with another one the same id means something else."""
     if (state["data_sha256"], state["store"]) != (data.checksum, data.key):
@@ -2361,6 +2381,7 @@ def predict(flags: argparse.Namespace) -> None:
 def run(flags: argparse.Namespace) -> None:
     """prepare -> build -> train -> evaluate -> collapse -> export."""
     check_output_paths(flags)
+    check_checkpoints(flags)
     np.set_printoptions(precision=flags.print_precision)
     torch.set_printoptions(precision=flags.print_precision)
     torch.manual_seed(flags.numpy_rand_seed)
@@ -2425,21 +2446,41 @@ def check_output_paths(flags: argparse.Namespace) -> None:
     if flags.save_model:
         for name in ("last", "best"):
             check_writable_checkpoint(Path(flags.save_model), name)
-    inputs = [flags.raw_data_file, flags.processed_data_file, flags.load_model, flags.predict, flags.load_onnx]
-    inputs += [flags.hash_embeddings, flags.hash_history_file, flags.hash_map_file if read_maps else ""]
-    outputs = [
-        new_maps,
-        flags.metrics_file,
-        flags.predictions,
-        flags.save_model,
-        *exported,
-        *map(export.vocabulary_path, exported),
-    ]
-    taken = {os.path.realpath(path): path for path in inputs if path}
-    for path in filter(None, outputs):
-        if os.path.realpath(path) in taken:
-            raise ValueError(f"{path} is named twice: as an output and as another output or an input")
-        taken[os.path.realpath(path)] = path
+        check_takes_no_place(flags)
+    inputs = ["raw_data_file", "processed_data_file", "load_model", "predict", "load_onnx", "hash_embeddings"]
+    inputs += ["hash_history_file", *(["hash_map_file"] if read_maps else [])]
+    named = {f"--{name.replace('_', '-')}": getattr(flags, name) for name in inputs}
+    taken = {os.path.realpath(path): flag for flag, path in named.items() if path}
+    outputs = [("--hash-map-file", new_maps), ("--metrics-file", flags.metrics_file)]
+    outputs += [("--predictions", flags.predictions), ("--save-model", flags.save_model)]
+    for flag, path in (("--save-collapsed", flags.save_collapsed), ("--save-onnx", flags.save_onnx)):
+        outputs += [(flag, path), (f"the vocabulary beside {flag}", path and export.vocabulary_path(path))]
+    for flag, path in outputs:
+        if path and os.path.realpath(path) in taken:
+            raise ValueError(f"{path} is named twice: by {taken[os.path.realpath(path)]} and {flag}")
+        taken[os.path.realpath(path) if path else ""] = flag
+
+
+def check_takes_no_place(flags: argparse.Namespace) -> None:
+    """A run that begins anew shall not take the place of another's checkpoints, which may be days of training."""
+    resumed = flags.resume and os.path.realpath(without_checkpoint_name(flags.resume))
+    if flags.inference_only or os.path.realpath(flags.save_model) == resumed:
+        return
+    for name in ("best", "last"):
+        if (Path(flags.save_model) / name).exists():
+            raise ValueError(
+                f"{Path(flags.save_model) / name} is the checkpoint of an earlier run: go on with "
+                f"--resume={flags.save_model}, name another --save-model, or remove it"
+            )
+
+
+def check_checkpoints(flags: argparse.Namespace) -> None:
+    """What is resumed or loaded is there, and of the same flags: not found out after hours of preparing data."""
+    if flags.load_model:
+        checkpoint.read_description(find_checkpoint(flags.load_model, "best", "last"))
+    if flags.resume:
+        source = find_checkpoint(flags.resume, "last")
+        check_same_flags(source, checkpoint.read_description(source)["state"]["flags"], flags)
 
 
 def check_writable_checkpoint(directory: Path, name: str) -> None:
@@ -2564,6 +2605,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dlrm_mlet.py: error: {reason} ({str(error).splitlines()[0][:200]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        is_saved = flags.save_model and Path(flags.save_model, "last").exists()
+        saved = f"; --resume={flags.save_model} goes on from its last checkpoint" if is_saved else ""
+        print(f"dlrm_mlet.py: interrupted{saved}", file=sys.stderr)
         return 130
     return 0
 

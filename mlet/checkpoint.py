@@ -103,7 +103,7 @@ def load_checkpoint(
     Raises:
         ValueError: no checkpoint is there, or it is incomplete, damaged or of another version; names the file
     """
-    content = _read_description(Path(directory))
+    content = read_description(Path(directory))
     path = Path(directory, TENSORS)
     if not path.is_file():
         raise ValueError(f"{path} is missing")
@@ -117,7 +117,8 @@ def load_checkpoint(
         raise ValueError(f"{directory} is damaged: {MARKER} and {TENSORS} do not fit: {error}") from error
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """What is said of a checkpoint, its "state" as it is stored, without its tensors; raises as `load_checkpoint`."""
     recover_directory(folder)
     if not folder.exists():
         raise ValueError(f"the checkpoint {folder} does not exist")

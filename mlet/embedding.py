@@ -66,7 +66,9 @@ class MultiLayerEmbedding(nn.Module):
         self.w2 = nn.Parameter(torch.from_numpy(initial_projection(inner_dim, dim, init, generator)))
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Pool the rows of each bag in W1, then project: [B, D]."""
+        """Pool the rows of each bag in W1, then project: [B, D]. Raises ValueError for ids [L] without offsets."""
+        if ids.dim() == 1 and offsets is None:
+            raise ValueError("ids of one dimension need offsets: this is a bag layer; single ids are [B, 1]")
         pooled = F.embedding_bag(
             ids, self.w1, offsets, mode=self.mode, sparse=True, per_sample_weights=per_sample_weights
         )
@@ -164,7 +166,6 @@ def projection_std(init: str, inner_dim: int, dim: int) -> float:
         std = math.nan
     if not init.startswith("normal-") or not 0 < std < math.inf:
         raise ValueError(
-            f"initial W2, --mlet-init={init!r}: choose normal, normal-<std> with a positive number, scaled, xavier or "
-            "orthogonal"
+            f"initial W2 {init!r}: choose normal, normal-<std> with a positive number, scaled, xavier or orthogonal"
         )
     return std

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def factorize(
         min_rows: tables with fewer rows n gain nothing from a second matrix.
         init: initial W2, see `mlet.embedding.initial_projection`. With "orthogonal", W2^T W2 = I, so that at first
             an SGD step of W1 moves a row of the table as a step of the table itself would.
-        keep: start from the model's weights, W1 W2 = E up to rounding: the model computes what it did before.
+        keep: start from the model's weights, W1 W2 = E up to its dtype's rounding: the model computes what it did.
             False starts afresh, W1 from U(-1/sqrt(n), 1/sqrt(n)), the padding row from zero.
         names: names of the modules to replace, whatever their number of rows; None is all.
         seed: of the initial W1 and W2.
@@ -78,7 +79,7 @@ def factorize(
     Raises:
         ValueError: there is nothing to replace; a table that is at least as wide as `inner_dim`; an option whose
             effect is not that of a plain lookup (max_norm, scale_grad_by_freq, mode max); a weight shared with another
-            kind of module, or hooks; values that are not finite; an unknown name or init.
+            kind of module, or hooks; values that are not finite; an unknown name or init; a number that is none.
 
     Example:
         >>> model = nn.Sequential(nn.EmbeddingBag(5000, 16, mode="sum"), nn.Linear(16, 1))
@@ -86,6 +87,7 @@ def factorize(
         >>> model[0]
         FactorizedEmbeddingBag(5000, 16, inner_dim=64, mode=sum)
     """
+    _check_numbers(inner_dim=inner_dim, min_rows=min_rows, seed=seed)
     found = _find_tables(model)
     chosen = _choose_tables(model, found, min_rows, names)
     problems = [f"{table}: {problem}" for table in chosen for problem in _problems(table.module, inner_dim, keep)]
@@ -135,6 +137,12 @@ def collapse_factorized(model: nn.Module, inplace: bool = False) -> nn.Module:
         return _replace(model, plain)
     # deepcopy takes what its memo has for a layer instead of copying it
     return copy.deepcopy(model, dict(plain))
+
+
+def _check_numbers(**numbers: object) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+            raise ValueError(f"{name}={value!r}: give a whole number that is not negative")
 
 
 def _find_tables(model: nn.Module) -> list[_Table]:
@@ -212,8 +220,8 @@ def _problems(module: nn.Module, inner_dim: int, keep: bool) -> Iterator[str]:
         return
     if weight.shape[1] >= inner_dim:
         yield f"embedding_dim={weight.shape[1]} is not below inner_dim={inner_dim}"
-    if weight.is_meta:
-        yield "is on the meta device, without values"
+    if keep and weight.is_meta:
+        yield "is on the meta device, without values to keep (keep=False starts afresh)"
     elif keep and not math.isfinite(_root_mean_square(weight)):
         yield "weight has values that are not finite"
 

@@ -50,6 +50,11 @@ class FactorizedTable(nn.Module):
             padding_row = w2.new_zeros(self.embedding_dim) if padding_row is None else padding_row.detach().clone()
         self.register_buffer("padding_row", padding_row)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "weight":
+            raise AttributeError("weight is the product of w1 and w2: it can be read, not set")
+        super().__setattr__(name, value)
+
     @property
     def weight(self) -> Tensor:
         """The table W1 W2 [n, D], computed anew at each reading; gradients flow through it into both matrices.

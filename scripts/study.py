@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import statistics
 import sys
 import time
@@ -126,6 +127,7 @@ class Study:
         if is_own:
             flags += f" --processed-data-file={shlex.quote(str(store))}"
         if self.keep_models and not more:
+            shutil.rmtree(self.model_of(method, setting, seed), ignore_errors=True)  # of a run that was cut short
             flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
         self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
         self._check_data(path)

@@ -361,6 +361,34 @@ def test_checkpoints_that_do_not_fit_are_named(driver, data):
         assert refused.code == 2 and message in refused.err and refused.err.count("\n") == 1, refused.err
 
 
+def test_a_new_run_takes_no_other_runs_checkpoints(driver, data):
+    first = driver(f"{data} --save-model=run")
+    before = {path: path.read_bytes() for path in (first.folder / "run").rglob("*") if path.is_file()}
+    again = driver(f"{data} --save-model=run")
+    assert again.code == 2 and "run/best is the checkpoint of an earlier run: go on with --resume=run" in again.err
+    assert {path: path.read_bytes() for path in (first.folder / "run").rglob("*") if path.is_file()} == before
+    assert driver(f"{data} --save-model=run --load-model=run/best").code == 2
+    assert driver(f"{data} --save-model=run --resume=run --nepochs=2").code == 0
+
+
+def test_other_flags_than_the_checkpoints_are_noticed_before_the_data_is_prepared(driver, data):
+    first = driver(f"{data} --save-model=run")
+    refused = driver(f"{data} --resume=run --learning-rate=0.3 --processed-data-file=other")
+    assert refused.code == 2 and "was trained with --learning-rate=" in refused.err
+    assert not (first.folder / "other").exists()
+
+
+def test_another_number_of_dense_features_is_said(driver, data):
+    assert "begins with 12, the data has 13 dense features" in driver(f"{data} --arch-mlp-bot=12-4").err
+
+
+def test_an_interrupted_run_says_how_to_go_on(driver, data, monkeypatch):
+    driver(f"{data} --save-model=run")
+    monkeypatch.setattr(dlrm_mlet.Trainer, "fit", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert "interrupted; --resume=run goes on" in driver(f"{data} --resume=run --save-model=run").err
+    assert driver(f"{data} --save-model=other").err.endswith("interrupted\n")
+
+
 def test_use_gpu_without_one_warns_and_goes_on(driver, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = driver(f"{RANDOM} --use-gpu")
@@ -388,6 +416,10 @@ BAD_FLAGS = {
     "--loss-threshold=1": "--loss-threshold=1",
     "--mlet-init=kaiming --mlet-inner-dim=4": "--mlet-init='kaiming'",
     "--mlet-inner-dim=-1": "-1 is below 0",
+    "--mlet-inner-dim=3": "--mlet-inner-dim=3 is below --arch-sparse-feature-size=4",
+    "--emb-reinit=epoch --emb-precision=bf16": "--emb-reinit works without --emb-precision=bf16",
+    "--quantize-emb-with-bit=8 --inference-only --qr-flag": "leave out --qr-flag",
+    "--metrics-file=m.jsonl --save-onnx=m.jsonl": "m.jsonl is named twice: by --metrics-file and --save-onnx",
     "--weighted-pooling=learned --qr-flag": "leave out --qr-flag",
     "--quantize-emb-with-bit=8": "need --inference-only",
     "--quantize-emb-with-bit=12 --inference-only": "invalid choice: 12",
@@ -643,6 +675,8 @@ def test_a_resumed_run_does_not_repeat_events(driver, data):
         ("--qr-flag --md-flag", "cannot share"),
         ("--max-ind-range=4294967296", "--max-ind-range"),
         ("--loss-threshold=0.7", "--loss-threshold=0.7"),
+        ("--resume=nowhere", "the checkpoint nowhere does not exist"),
+        ("--load-model=nowhere", "the checkpoint nowhere does not exist"),
     ],
 )
 def test_mistakes_are_found_before_the_data_is_prepared(driver, data, flags, message):

@@ -119,7 +119,7 @@ def test_orthogonal_projection(inner, dim):
 
 @pytest.mark.parametrize("init", ["normal-", "normal-0", "normal-x", "normal-nan", "kaiming", "0.25", ""])
 def test_unknown_init_is_refused(init):
-    with pytest.raises(ValueError, match="--mlet-init"):
+    with pytest.raises(ValueError, match="initial W2"):
         initial_projection(4, 2, init, np.random.default_rng(0))
 
 
@@ -129,3 +129,10 @@ def test_uniform_fill_does_not_depend_on_the_chunk():
     fill_uniform(many, 0.1, np.random.default_rng(3), chunk=12)
     assert torch.equal(one, many)
     assert one.abs().max() <= 0.1 and one.abs().max() > 0.09 and one.min() < 0 < one.max()
+
+
+def test_ids_of_one_dimension_need_offsets():
+    layer = MultiLayerEmbedding(10, 2, 4)
+    with pytest.raises(ValueError, match="need offsets"):
+        layer(torch.tensor([1, 2]))
+    assert layer(torch.tensor([[1], [2]])).shape == (2, 2)

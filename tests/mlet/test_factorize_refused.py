@@ -185,3 +185,25 @@ def test_unknown_init_changes_nothing():
     with pytest.raises(ValueError, match="kaiming"):
         mlet.factorize(model, 16, FEW, init="kaiming")
     assert type(model.items) is nn.Embedding
+
+
+@pytest.mark.parametrize(
+    "numbers", ({"inner_dim": 64.0}, {"inner_dim": "64"}, {"inner_dim": True}, {"min_rows": -1}, {"seed": None})
+)
+def test_numbers_that_are_none_are_named(numbers):
+    model = Tables()
+    before = state(model)
+    with pytest.raises(ValueError, match=f"{next(iter(numbers))}=.*whole number"):
+        mlet.factorize(model, **{"inner_dim": 8, "min_rows": FEW} | numbers)
+    assert_same_state(state(model), before)
+
+
+def test_tables_without_values_can_start_afresh():
+    model = mlet.factorize(nn.Sequential(nn.Embedding(50, 4, device="meta")), 8, FEW, keep=False)
+    assert model[0].w1.is_meta and model[0].w1.shape == (50, 8)
+
+
+def test_the_product_cannot_be_set():
+    layer = mlet.factorize(nn.Sequential(nn.Embedding(50, 4)), 8, FEW)[0]
+    with pytest.raises(AttributeError, match="product of w1 and w2"):
+        layer.weight = nn.Parameter(torch.zeros(50, 4))
