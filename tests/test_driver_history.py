@@ -174,7 +174,7 @@ BAD = {
     "--hash-method=learned --hash-history-file=empty.txt": "empty.txt: the file is empty",
     "--hash-method=learned --hash-history-file=table.csv": "table.csv",
     "--hash-method=learned --hash-history-file=absent.txt": "absent.txt",
-    "--hash-method=learned --hash-history-file=.": "Is a directory",
+    "--hash-method=learned --hash-history-file=.": "is a directory",
     "--hash-method=learned --hash-history-file=older.txt --hash-history=0.5": "is the whole history",
     "--hash-method=learned --hash-history-file=older.txt --hash-embeddings=x": "is the whole history",
     "--hash-method=modulo --hash-history-file=older.txt": "modulo learns nothing",

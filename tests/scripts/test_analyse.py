@@ -142,9 +142,9 @@ def test_controls_are_analysed_as_what_they_are(driver):
         assert table["laws"]["general"]["difference"] < 1e-4
     assert "Rows and W2 take 2 and 0 times that rate" in text
 
-    run = driver(f"{RANDOM} --mlet-inner-dim=8 --mlet-cross-term=masked")
-    assert run.code == 0 and analyse.main(["run"]) == 0
-    numbers, text = report_of(run.folder / "run" / "analysis")
+    run = driver(f"{RANDOM} --mlet-inner-dim=8 --mlet-cross-term=masked --save-model=masked")
+    assert run.code == 0 and analyse.main(["masked"]) == 0
+    numbers, text = report_of(run.folder / "masked" / "analysis")
     assert not any(table["step"] for table in numbers["tables"].values())
     assert "T0 has no step: the run masked the cross-category term" in text
 
