@@ -2480,7 +2480,8 @@ def check_checkpoints(flags: argparse.Namespace) -> None:
         checkpoint.read_description(find_checkpoint(flags.load_model, "best", "last"))
     if flags.resume:
         source = find_checkpoint(flags.resume, "last")
-        check_same_flags(source, checkpoint.read_description(source)["state"]["flags"], flags)
+        state = checkpoint.read_description(source).get("state", {})  # what it lacks is missed when it is loaded
+        check_same_flags(source, state.get("flags", {}), flags)
 
 
 def check_writable_checkpoint(directory: Path, name: str) -> None:
