@@ -124,7 +124,7 @@ def optimizer_of(flags: argparse.Namespace, models: Sequence[str]) -> Optimizer:
 def base_of(flags: argparse.Namespace, optimizer: Optimizer) -> str:
     """Flags of all runs."""
     if flags.dataset in BENCHMARK:
-        own = f"{model_quality.BASE} {model_quality.SETTINGS[flags.dataset]} {model_quality.TOWER}"
+        own = f"{model_quality.base_of(flags)} {model_quality.TOWER}"
         return f"{own} --frequency-report {data_flags(flags)}"
     preset = PRESETS[flags.preset].get(flags.dataset, "")
     return (

@@ -3,6 +3,7 @@
 # 400-400-400, Adam, batch normalisation, dropout, L2 on embeddings, early stop on validation AUC.
 #
 #   bash scripts/model_quality.sh ../data/frappe --dataset=frappe                                #  10 models, 3 seeds: about an hour on 2 cores, MovieLens-1M two
+#   bash scripts/model_quality.sh ../data/frappe --dataset=frappe --scale=smoke --only deepfm    #  one epoch: does it work here?
 #   bash scripts/model_quality.sh ../data/movielens1m --dataset=movielens-1m --only deepfm dcn-v2 --seeds "1 2"
 #   bash scripts/model_quality.sh ../data/frappe --dataset=frappe -- --mlet-inner-dim=64         #  the same with MLET (name another WORK)
 #

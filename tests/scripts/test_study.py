@@ -1,5 +1,6 @@
 """Studies: what is run, what is chosen, what is refused. The driver is replaced but in the last test."""
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -234,6 +235,14 @@ def test_every_method_of_the_studies_is_a_command_line_of_the_driver():
                 flags = f"{module.BASE} {method.flags} {setting} --metrics-file=x --data-set=criteo-synthetic"
                 dlrm_mlet.parse_flags(flags.split())
         assert len({method.name for method in module.METHODS}) == len(module.METHODS)
+
+
+@pytest.mark.parametrize(("scale", "epochs"), (("smoke", 1), ("small", 30)))
+def test_a_smoke_run_of_the_benchmarks_is_one_epoch(scale, epochs):
+    import dlrm_mlet
+
+    flags = model_quality.base_of(argparse.Namespace(scale=scale, dataset="frappe"))
+    assert dlrm_mlet.parse_flags(f"{flags} --data-set=frappe".split()).nepochs == epochs
 
 
 @pytest.mark.slow
