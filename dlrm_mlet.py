@@ -533,10 +533,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def check_architecture(flags: argparse.Namespace) -> None:
     """What would otherwise be refused only after the data is prepared, which can take hours."""
-    try:
-        initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
-    except ValueError as error:
-        raise ValueError(f"--mlet-init={flags.mlet_init!r}: {error}") from None
+    check_mlet(flags)
     row_bound(flags.emb_init, 1)
     if flags.spectra and flags.quantize_emb_with_bit in (4, 8):
         raise ValueError("--spectra needs tables of floats: leave out --quantize-emb-with-bit")
@@ -555,6 +552,28 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} writes to --metrics-file: name one")
     if flags.frequency_report and flags.data_generation == "random":
         raise ValueError("--frequency-report needs --data-generation=dataset: it counts ids in a store")
+    if flags.train_share and flags.data_generation == "random":
+        raise ValueError("--train-share needs --data-generation=dataset")
+    check_row_flags(flags)
+    if flags.emb_lr_counts == "data" and flags.data_generation == "random":
+        raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
+    learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
+    if flags.prepare_only and flags.data_generation == "random":
+        raise ValueError("--prepare-only needs --data-generation=dataset: random data is not prepared")
+    if len(flags.arch_mlp_bot) < 2:
+        raise ValueError("--arch-mlp-bot needs two widths at least, of the dense features and of their vector")
+    if flags.arch_mlp_top[-1] != 1:
+        raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
+    if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
+        raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
+
+
+def check_mlet(flags: argparse.Namespace) -> None:
+    """What a product of two matrices cannot be, and what the masked control cannot go with."""
+    try:
+        initial_projection(1, 1, flags.mlet_init, np.random.default_rng(0))
+    except ValueError as error:
+        raise ValueError(f"--mlet-init={flags.mlet_init!r}: {error}") from None
     if 0 < flags.mlet_inner_dim < flags.arch_sparse_feature_size and not flags.md_flag:
         raise ValueError(
             f"--mlet-inner-dim={flags.mlet_inner_dim} is below --arch-sparse-feature-size="
@@ -573,27 +592,6 @@ def check_architecture(flags: argparse.Namespace) -> None:
             raise ValueError(
                 "--emb-l2 penalises W1 with MLET, which --mlet-cross-term=masked does not serve: leave it out"
             )
-    if flags.train_share and flags.data_generation == "random":
-        raise ValueError("--train-share needs --data-generation=dataset")
-    of_rows = [
-        f"--{name.replace('_', '-')}" for name in ("emb_lr_frequency", "emb_reinit") if getattr(flags, name) != "none"
-    ]
-    without = ["--emb-precision=bf16"] * (flags.emb_precision != "fp32")
-    without += ["--mlet-cross-term=masked"] * (flags.mlet_cross_term == "masked")
-    if of_rows and without:
-        raise ValueError(f"{of_rows[0]} works without {without[0]}")
-    check_row_flags(flags)
-    if flags.emb_lr_counts == "data" and flags.data_generation == "random":
-        raise ValueError("--emb-lr-counts=data needs --data-generation=dataset: random ids are not counted beforehand")
-    learning_rate_scale(1, flags.learning_rate, *schedule_options(flags))
-    if flags.prepare_only and flags.data_generation == "random":
-        raise ValueError("--prepare-only needs --data-generation=dataset: random data is not prepared")
-    if len(flags.arch_mlp_bot) < 2:
-        raise ValueError("--arch-mlp-bot needs two widths at least, of the dense features and of their vector")
-    if flags.arch_mlp_top[-1] != 1:
-        raise ValueError(f"--arch-mlp-top ends in width {flags.arch_mlp_top[-1]}, a probability needs 1")
-    if flags.quantize_emb_with_bit == 4 and flags.arch_sparse_feature_size % 2:
-        raise ValueError("--quantize-emb-with-bit=4 packs two numbers a byte: --arch-sparse-feature-size must be even")
 
 
 def check_row_flags(flags: argparse.Namespace) -> None:
@@ -601,6 +599,12 @@ def check_row_flags(flags: argparse.Namespace) -> None:
     names = ("emb_weight_decay", "emb_idle_decay", "emb_clip", "emb_id_dropout", "emb_reinit_max_count")
     given = ["--" + name.replace("_", "-") for name in names if getattr(flags, name)]
     masked = flags.mlet_cross_term == "masked"
+    cures = {"--emb-lr-frequency": flags.emb_lr_frequency, "--emb-reinit": flags.emb_reinit}
+    for cure in (flag for flag, value in cures.items() if value != "none"):
+        if flags.emb_precision != "fp32":
+            raise ValueError(f"{cure} works without --emb-precision=bf16")
+        if masked:
+            raise ValueError(f"{cure} works without --mlet-cross-term=masked")
     if (flags.emb_weight_decay or flags.emb_idle_decay) and flags.emb_precision != "fp32":
         raise ValueError(f"{given[0]} works without --emb-precision=bf16: rows would be rounded twice")
     if masked and (flags.emb_weight_decay or flags.emb_idle_decay or flags.emb_clip):
@@ -745,6 +749,11 @@ def model_arguments(flags: argparse.Namespace) -> dict:
     return by_flag | parse_options(flags.arch_model, flags.arch_option)
 
 
+def warn(text: str) -> None:
+    """One line on the error stream; the run goes on."""
+    print(f"dlrm_mlet.py: warning: {text}", file=sys.stderr)
+
+
 def check_bottom(flags: argparse.Namespace, dense: int) -> None:
     """The bottom MLP must end as wide as the tables' vectors; without dense features there is none."""
     width = model_width(flags)
@@ -754,8 +763,8 @@ def check_bottom(flags: argparse.Namespace, dense: int) -> None:
             f"(--arch-sparse-feature-size={flags.arch_sparse_feature_size})"
         )
     if dense and flags.arch_mlp_bot[0] != dense:  # as in the reference, which says nothing
-        hint = f"--arch-mlp-bot begins with {flags.arch_mlp_bot[0]}, the data has {dense} dense features: {dense} it is"
-        print(f"dlrm_mlet.py: warning: {hint}", file=sys.stderr)
+        begin = flags.arch_mlp_bot[0]
+        warn(f"--arch-mlp-bot begins with {begin}, the data has {dense} dense features: {dense} it is")
 
 
 def model_width(flags: argparse.Namespace) -> int:
@@ -897,8 +906,7 @@ def open_raw(flags: argparse.Namespace, path: str) -> Source:
 def open_random_data(flags: argparse.Namespace) -> Data:
     """Random batches: the same in every epoch, and in evaluation (which has a generator of its own)."""
     if flags.raw_data_file:
-        hint = "--raw-data-file is not read: it needs --data-generation=dataset"
-        print(f"dlrm_mlet.py: warning: {hint}", file=sys.stderr)
+        warn("--raw-data-file is not read: it needs --data-generation=dataset")
     check_bottom(flags, flags.arch_mlp_bot[0])
     data = RandomData(
         flags.arch_mlp_bot[0],
@@ -1058,7 +1066,7 @@ def overlaps(flags: argparse.Namespace, data: Data, history: data_utils.Store) -
         what = f"{share:.0%} of --hash-history-file={flags.hash_history_file} are rows of this run"
         raise ValueError(f"{what}: {OVERLAP}")
     if share >= 0.01:
-        print(f"dlrm_mlet.py: warning: {share:.0%} of the history are rows of this run, too", file=sys.stderr)
+        warn(f"{share:.0%} of the history are rows of this run, too")
     return share >= 0.5
 
 
@@ -2388,7 +2396,7 @@ def run(flags: argparse.Namespace) -> None:
     rng = np.random.RandomState(flags.numpy_rand_seed)
     device = choose_device(flags.use_gpu)
     if flags.precision == "bf16" and not flags.inference_only and not computes_in_bf16(device):
-        print("dlrm_mlet.py: warning: no bf16 arithmetic here: --precision=bf16 will be slower", file=sys.stderr)
+        warn("no bf16 arithmetic here: --precision=bf16 will be slower")
 
     if flags.prepare_only:
         open_store(flags)
@@ -2455,10 +2463,11 @@ def check_output_paths(flags: argparse.Namespace) -> None:
     outputs += [("--predictions", flags.predictions), ("--save-model", flags.save_model)]
     for flag, path in (("--save-collapsed", flags.save_collapsed), ("--save-onnx", flags.save_onnx)):
         outputs += [(flag, path), (f"the vocabulary beside {flag}", path and export.vocabulary_path(path))]
-    for flag, path in outputs:
-        if path and os.path.realpath(path) in taken:
-            raise ValueError(f"{path} is named twice: by {taken[os.path.realpath(path)]} and {flag}")
-        taken[os.path.realpath(path) if path else ""] = flag
+    for flag, path in ((flag, path) for flag, path in outputs if path):
+        place = os.path.realpath(path)
+        if place in taken:
+            raise ValueError(f"{path} is named twice: by {taken[place]} and {flag}")
+        taken[place] = flag
 
 
 def check_takes_no_place(flags: argparse.Namespace) -> None:
@@ -2497,7 +2506,7 @@ def choose_device(use_gpu: bool) -> torch.device:
         print("Using 1 GPU(s)...")
         return torch.device("cuda", 0)
     if use_gpu:
-        print("dlrm_mlet.py: warning: --use-gpu is given, but torch sees no CUDA device", file=sys.stderr)
+        warn("--use-gpu is given, but torch sees no CUDA device")
     print("Using CPU...")
     return torch.device("cpu")
 

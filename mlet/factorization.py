@@ -90,10 +90,7 @@ def factorize(
     _check_numbers(inner_dim=inner_dim, min_rows=min_rows, seed=seed)
     found = _find_tables(model)
     chosen = _choose_tables(model, found, min_rows, names)
-    problems = [f"{table}: {problem}" for table in chosen for problem in _problems(table.module, inner_dim, keep)]
-    problems += _sharing_problems(model, chosen)
-    if problems:
-        raise ValueError(f"cannot factorize {'; '.join(problems)}. Leave a table out by giving the others as names")
+    _refuse_problems(model, chosen, inner_dim, keep)
     generator = np.random.default_rng(seed)
     matrices: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}  # by the old weight: tied tables stay tied
     replacements: dict[int, nn.Module] = {}
@@ -143,6 +140,13 @@ def _check_numbers(**numbers: object) -> None:
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise ValueError(f"{name}={value!r}: give a whole number that is not negative")
+
+
+def _refuse_problems(model: nn.Module, chosen: list[_Table], inner_dim: int, keep: bool) -> None:
+    problems = [f"{table}: {problem}" for table in chosen for problem in _problems(table.module, inner_dim, keep)]
+    problems += _sharing_problems(model, chosen)
+    if problems:
+        raise ValueError(f"cannot factorize {'; '.join(problems)}. Leave a table out by giving the others as names")
 
 
 def _find_tables(model: nn.Module) -> list[_Table]:

@@ -55,7 +55,6 @@ def _evaluate(study: Study, outcome: Outcome, seed: int) -> None:
     saved = Method(f"{outcome.method.name}-saved", outcome.method.flags)
     model = study.model_of(saved, outcome.setting, seed)
     study.file_of(saved, outcome.setting, seed).unlink(missing_ok=True)  # of a run whose model has gone
-    shutil.rmtree(model, ignore_errors=True)
     study.run(saved, outcome.setting, seed, f"--save-model={shlex.quote(str(model))}")
     for method in wanted:
         bits = method.name.rpartition("-")[2].removesuffix("bit")

@@ -126,8 +126,8 @@ class Study:
         store, is_own = self.store_of(method, setting)
         if is_own:
             flags += f" --processed-data-file={shlex.quote(str(store))}"
+        shutil.rmtree(self.model_of(method, setting, seed), ignore_errors=True)  # of a run that was cut short
         if self.keep_models and not more:
-            shutil.rmtree(self.model_of(method, setting, seed), ignore_errors=True)  # of a run that was cut short
             flags += f" --save-model={shlex.quote(str(self.model_of(method, setting, seed)))}"
         self.drive(f"{flags} --metrics-file={shlex.quote(str(path))}", path.name)
         self._check_data(path)
