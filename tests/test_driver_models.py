@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import log_loss
 
 import dlrm_mlet
 from mlet.checkpoint import load_checkpoint, save_checkpoint
@@ -50,6 +50,16 @@ def score(driver, folder, small_tsv):
     return np.array([int(row[0]) for row in rows]), np.loadtxt(folder / "scores.txt")
 
 
+def auc_range(labels, scores, tie):
+    """Least and greatest AUC if scores that lie within `tie` of each other may stand in either order.
+
+    Units that are dead for many rows give these one logit, and torch's vectorised sigmoid turns one logit into two
+    numbers that differ in the last digit.
+    """
+    ahead = scores[labels == 1][:, None] - scores[labels == 0]
+    return (ahead > tie).mean(), (ahead >= -tie).mean()
+
+
 def exported(*quick):
     """Every model; the quick tests export but some, since an export takes seconds."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
@@ -72,7 +82,8 @@ def test_the_exported_file_scores_as_the_run_did(driver, data, small_tsv, name):
     run = driver(f"{FULL} {data} --arch-model={name} --nepochs=3 --save-onnx=m.onnx --metrics-file=run.jsonl")
     labels, scores = score(driver, run.folder, small_tsv)
     test = last(run)["test"]
-    assert roc_auc_score(labels, scores) == pytest.approx(test["auc"], abs=1e-4)
+    low, high = auc_range(labels, scores, tie=1e-6)
+    assert low <= test["auc"] <= high and high - low < 0.05
     assert log_loss(labels, scores) == pytest.approx(test["logloss"], rel=1e-5)
     assert scores.std() > 1e-3
 
