@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mlet.kept_memory import LARGE, KeptMemory, rows_at_a_time
 from mlet.row_plan import BLOCK, plan_blocks, plan_rows
 
 
@@ -21,45 +22,47 @@ class RowLookup(torch.autograd.Function):
     """weight[rows], float32."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, rows: Tensor) -> Tensor:
-        """Vectors [*, K] of rows [*]."""
-        ctx.rows, ctx.shape = rows, weight.shape
+    def forward(ctx: FunctionCtx, weight: Tensor, rows: Tensor, kept: KeptMemory | None = None) -> Tensor:
+        """Vectors [*, K] of rows [*]. A large gradient is written to `kept`."""
+        ctx.rows, ctx.shape, ctx.kept = rows, weight.shape, kept
         return F.embedding(rows, weight).float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the weight [R, K]: coalesced on the CPU, a row a lookup on CUDA, where nothing shall wait."""
         rows, grad = ctx.rows.flatten(), grad.reshape(-1, ctx.shape[1])
         if grad.is_cuda:
-            return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, ctx.shape, check_invariants=False), None
+            return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, ctx.shape, check_invariants=False), None, None
         plan = plan_rows(rows, ctx.shape[0])
-        return sparse_rows(plan.rows, sum_rows(grad, plan.order, plan.starts), ctx.shape), None
+        return sparse_rows(plan.rows, sum_rows(grad, plan.order, plan.starts, ctx.kept), ctx.shape), None, None
 
 
 class BagLookup(torch.autograd.Function):
     """Pooled rows of bags, float32; mode "sum" or "mean"."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, rows: Tensor, offsets: Tensor, mode: str) -> Tensor:
-        """Pooled vectors [bags, K] of rows [L] and offsets [bags + 1]."""
+    def forward(
+        ctx: FunctionCtx, weight: Tensor, rows: Tensor, offsets: Tensor, mode: str, kept: KeptMemory | None = None
+    ) -> Tensor:
+        """Pooled vectors [bags, K] of rows [L] and offsets [bags + 1]. A large gradient is written to `kept`."""
         plan = plan_rows(rows, weight.shape[0])
-        ctx.plan, ctx.offsets, ctx.mode, ctx.shape = plan, offsets, mode, weight.shape
+        ctx.plan, ctx.offsets, ctx.mode, ctx.shape, ctx.kept = plan, offsets, mode, weight.shape, kept
         if weight.dtype != torch.float32:  # a bag is added up in float32, whatever its rows are stored in
             weight, rows = weight.index_select(0, plan.rows).float(), plan.slot_of_lookup()
         return F.embedding_bag(rows, weight, offsets, mode=mode, include_last_offset=True)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Gradient of the weight [R, K], coalesced."""
         lengths = ctx.offsets.diff()
         if ctx.mode == "mean":
             grad = grad / lengths.clamp(min=1).unsqueeze(1)
         bags = torch.arange(len(lengths), device=grad.device)
         bag_of_lookup = torch.repeat_interleave(bags, lengths, output_size=len(ctx.plan.order))
-        values = sum_rows(grad.contiguous(), bag_of_lookup[ctx.plan.order], ctx.plan.starts)
-        return sparse_rows(ctx.plan.rows, values, ctx.shape), None, None, None
+        values = sum_rows(grad.contiguous(), bag_of_lookup[ctx.plan.order], ctx.plan.starts, ctx.kept)
+        return sparse_rows(ctx.plan.rows, values, ctx.shape), None, None, None, None
 
 
 class ProjectedLookup(torch.autograd.Function):
@@ -96,9 +99,20 @@ class ProjectedLookup(torch.autograd.Function):
         return sparse_rows(plan.rows, of_rows, ctx.shape), of_matrices, None, None
 
 
-def sum_rows(values: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-    """Sums [len(starts) - 1, K] of values[order] over the ranges that begin at `starts`; an empty range is zero."""
-    return F.embedding_bag(order, values, starts, mode="sum", include_last_offset=True)
+def sum_rows(values: Tensor, order: Tensor, starts: Tensor, kept: KeptMemory | None = None) -> Tensor:
+    """Sums [len(starts) - 1, K] of values[order] over the ranges that begin at `starts`; an empty range is zero.
+
+    A large result lies in `kept`, if there is one.
+    """
+    count, width = len(starts) - 1, values.shape[1]
+    if kept is None or values.is_cuda or count * width * values.element_size() < LARGE:
+        return F.embedding_bag(order, values, starts, mode="sum", include_last_offset=True)
+    sums, step = kept.take(count, width), rows_at_a_time(width)
+    for first in range(0, count, step):
+        bounds = starts[first : first + step + 1]
+        part = order[bounds[0] : bounds[-1]]
+        sums[first : first + step] = sum_rows(values, part, bounds - bounds[0])
+    return sums
 
 
 def sparse_rows(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlet.embedding import check_pooling
+from mlet.kept_memory import KeptMemory
 from mlet.row_lookup import BagLookup, ProjectedLookup, RowLookup
 from mlet.row_numbers import IdMaps, RowNumbers
 from mlet.table_spec import TableSpec
@@ -62,13 +63,20 @@ class RowGroup(nn.Module):
         self.pooling_weight = nn.Parameter(torch.ones(total, 1)) if weighted else None
         ends = torch.tensor(part_rows).cumsum(0)
         self.register_buffer("first_row", ends - torch.tensor(part_rows), persistent=False)
+        self._gradient_memory = KeptMemory()
+
+    def train(self, mode: bool = True) -> RowGroup:
+        """As of any module; the memory of large gradients is given back where training pauses."""
+        if not mode:
+            self._gradient_memory.clear()
+        return super().train(mode)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Stored rows [..., K or d] of flat row numbers [...]."""
         if self.pooling_weight is not None:
             return F.embedding(rows, self.weight, sparse=True) * F.embedding(rows, self.pooling_weight, sparse=True)
         if self._plans(rows):
-            return RowLookup.apply(self.weight, rows)
+            return RowLookup.apply(self.weight, rows, self._gradient_memory)
         return F.embedding(rows, self.weight, sparse=True).float()
 
     def look_up(self, rows: Tensor) -> Tensor:
@@ -81,7 +89,7 @@ class RowGroup(nn.Module):
     def bag(self, rows: Tensor, offsets: Tensor) -> Tensor:
         """Pooled rows [B, P, K or d] of flat row numbers [L] and offsets [P * B + 1]."""
         if self.pooling_weight is None and self._plans(rows):
-            pooled = BagLookup.apply(self.weight, rows, offsets, self.mode)
+            pooled = BagLookup.apply(self.weight, rows, offsets, self.mode, self._gradient_memory)
         else:
             per_row = None
             if self.pooling_weight is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from optim.row_optimizer import Parameters, RowOptimizer, state_zeros, widened
-from optim.rows import read_rows, summed_rows, write_rows
+from optim.rows import read_rows, row_pieces, summed_rows, write_rows
 
 
 class Adagrad(RowOptimizer):
@@ -43,11 +43,12 @@ class Adagrad(RowOptimizer):
 
     def _update_rows(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         accumulator = self._accumulator(p, sparse=True)
-        rows, values = summed_rows(grad, accumulator.dtype)  # the rule is not linear: it needs a row's sum
-        root = self._accumulate(accumulator, rows, values).sqrt_().add_(group["eps"])
-        # not addcdiv_: it would scale before it divides, and round differently from the reference
-        changed = read_rows(p, rows).add_(values / root, alpha=-group["lr"])
-        write_rows(p, rows, changed, self._noise(p, values.shape, group))
+        # the rule is not linear: it needs a row's sum
+        for rows, values in row_pieces(*summed_rows(grad, accumulator.dtype)):
+            root = self._accumulate(accumulator, rows, values).sqrt_().add_(group["eps"])
+            # not addcdiv_: it would scale before it divides, and round differently from the reference
+            changed = read_rows(p, rows).add_(values / root, alpha=-group["lr"])
+            write_rows(p, rows, changed, self._noise(p, values.shape, group))
 
     def _update_dense(self, params: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
         accumulators = [self._accumulator(p, sparse=False) for p in params]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from optim.row_optimizer import Parameters, RowOptimizer, state_zeros, widened
-from optim.rows import read_rows, summed_rows, write_rows
+from optim.rows import read_rows, row_pieces, summed_rows, write_rows
 
 
 class Adam(RowOptimizer):
@@ -67,19 +67,20 @@ class Adam(RowOptimizer):
     def _update_rows(self, p: torch.Tensor, grad: torch.Tensor, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         state, exp_avg, exp_avg_sq = self._advance(p, sparse=True)
-        rows, values = summed_rows(grad, exp_avg.dtype)  # the rule is not linear: it needs a row's sum
-        m = exp_avg.index_select(0, rows).lerp_(values, 1 - beta1)
-        exp_avg.index_copy_(0, rows, m)
-        v = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
-        exp_avg_sq.index_copy_(0, rows, v)
-        root = v.sqrt_().add_(group["eps"])
-        if group["row_steps"]:
-            m.mul_(self._row_correction(p, state, rows, beta1, beta2).to(m.dtype))
-            rate = group["lr"]
-        else:
-            rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        changed = read_rows(p, rows).addcdiv_(m, root, value=-rate)
-        write_rows(p, rows, changed, self._noise(p, values.shape, group))
+        rate = group["lr"]
+        if not group["row_steps"]:
+            rate *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        # the rule is not linear: it needs a row's sum
+        for rows, values in row_pieces(*summed_rows(grad, exp_avg.dtype)):
+            m = exp_avg.index_select(0, rows).lerp_(values, 1 - beta1)
+            exp_avg.index_copy_(0, rows, m)
+            v = exp_avg_sq.index_select(0, rows).mul_(beta2).addcmul_(values, values, value=1 - beta2)
+            exp_avg_sq.index_copy_(0, rows, v)
+            root = v.sqrt_().add_(group["eps"])
+            if group["row_steps"]:
+                m.mul_(self._row_correction(p, state, rows, beta1, beta2).to(m.dtype))
+            changed = read_rows(p, rows).addcdiv_(m, root, value=-rate)
+            write_rows(p, rows, changed, self._noise(p, values.shape, group))
 
     def _update_dense(self, params: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]

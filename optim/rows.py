@@ -11,12 +11,13 @@ Legend: N rows, D dim, R distinct touched rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 _LOW_BITS = 16  # of a float32 that a bfloat16 lacks
+_LARGE, _PIECE = 1 << 25, 1 << 22  # bytes of values: from which on they are cut, and into what
 
 
 def check_row_gradient(grad: torch.Tensor) -> None:
@@ -51,6 +52,18 @@ def summed_rows(grad: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
         return rows, sums if place is None else sums.index_select(0, place)
     grad = grad.coalesce()
     return grad.indices()[0], grad.values()
+
+
+def row_pieces(rows: torch.Tensor, values: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Distinct rows [R] and their values [R, D], on the CPU in pieces whose copies of rows and state stay in the cache.
+
+    A rule works row by row, so that it does not matter in how many pieces. As one, a large gradient would be copied
+    several times over: memory, and pages that the system has to make anew in each step.
+    """
+    if values.is_cuda or values.numel() * values.element_size() < _LARGE:
+        return iter([(rows, values)])
+    step = max(1, _PIECE // (values.shape[1] * values.element_size()))
+    return zip(rows.split(step), values.split(step), strict=True)
 
 
 def summed_gradient(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

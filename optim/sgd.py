@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from optim.row_optimizer import Parameters, RowOptimizer
-from optim.rows import read_rows, summed_rows, wide_dtype, write_rows
+from optim.rows import read_rows, row_pieces, summed_rows, wide_dtype, write_rows
 
 
 class SGD(RowOptimizer):
@@ -33,8 +33,10 @@ class SGD(RowOptimizer):
         if p.dtype != torch.bfloat16:
             p.add_(grad, alpha=-group["lr"])  # as fast as reading and writing rows, and takes repeated ones
             return
-        rows, values = summed_rows(grad, wide_dtype(p))  # else a repeated row would be rounded repeatedly
-        write_rows(p, rows, read_rows(p, rows).add_(values, alpha=-group["lr"]), self._noise(p, values.shape, group))
+        # summed, else a repeated row would be rounded repeatedly
+        for rows, values in row_pieces(*summed_rows(grad, wide_dtype(p))):
+            changed = read_rows(p, rows).add_(values, alpha=-group["lr"])
+            write_rows(p, rows, changed, self._noise(p, values.shape, group))
 
     def _update_dense(self, params: list[torch.Tensor], grads: list[torch.Tensor], group: dict[str, Any]) -> None:
         torch._foreach_add_(params, grads, alpha=-group["lr"])

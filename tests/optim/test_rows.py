@@ -15,6 +15,7 @@ from optim.rows import (
     read_rows,
     round_stochastically,
     rounding_noise,
+    row_pieces,
     summed_rows,
     sums_in_place,
     write_rows,
@@ -226,3 +227,34 @@ def test_steps_are_alike_with_sums_in_place(rule, set_up, before, as_on_cuda):
     assert state.keys() == expected_state.keys()
     for name, value in expected_state.items():
         torch.testing.assert_close(state[name], value)
+
+
+@pytest.mark.parametrize("options", [{}, {"row_steps": True}])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_large_gradient_in_pieces_is_the_same_update(rule, options, monkeypatch):
+    if options and rule != "adam":
+        pytest.skip("row_steps is Adam's")
+    start = torch.randn(60, 4, generator=torch.Generator().manual_seed(7))
+    ends, pieces = [], []
+    for least in (1 << 25, 1):
+        monkeypatch.setattr(optim.rows, "_LARGE", least)
+        monkeypatch.setattr(optim.rows, "_PIECE", 7 * 4 * 4)
+        p = torch.nn.Parameter(start.clone())
+        optimizer = optim.build_optimizer(rule, [p], lr=0.1, **options)
+        for seed in range(3):
+            p.grad = touch(torch.arange(seed, 60, 2), p.shape, seed)
+            optimizer.step()
+        pieces.append(len(list(row_pieces(*summed_rows(p.grad, torch.float32)))))
+        ends.append(p.detach())
+    assert pieces == [1, 5] and torch.equal(*ends)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pieces_of_a_bfloat16_table_are_rounded_with_noise_of_their_own(rule, monkeypatch):
+    monkeypatch.setattr(optim.rows, "_LARGE", 1)
+    monkeypatch.setattr(optim.rows, "_PIECE", 64 * 4)
+    p = bfloat16_table(torch.ones(1000, 1))
+    p.grad = torch.sparse_coo_tensor(torch.arange(1000)[None], torch.ones(1000, 1), p.shape, check_invariants=True)
+    optim.build_optimizer(rule, [p], lr=2**-10).step()
+    parts = p.detach().float().flatten().split(64)
+    assert all(len(part.unique()) == 2 for part in parts) and len({tuple(part.tolist()) for part in parts}) == 16
