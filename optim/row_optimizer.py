@@ -12,6 +12,7 @@ from optim.row_decay import LAST_STEP, RowDecay
 from optim.row_rate import RowRate
 from optim.rows import (
     check_row_gradient,
+    mark_if_summed,
     read_rows,
     rounding_noise,
     summed_rows,
@@ -116,6 +117,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     continue
                 if grad.is_sparse:
                     check_row_gradient(grad)
+                    mark_if_summed(grad)
                     scaled = p in self._row_rates or p in self._row_decays
                     update = self._update_scaled if scaled else self._update_rows
                     update(p, grad, group)

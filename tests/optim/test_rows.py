@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optim
+from mlet.row_lookup import RowLookup
 from optim.penalty import add_row_penalty
 from optim.row_clip import clip_row_gradients
 from optim.row_decay import RowDecay
 from optim.row_rate import RowRate
 from optim.rows import (
+    mark_if_summed,
     read_rows,
     round_stochastically,
     rounding_noise,
@@ -258,3 +260,22 @@ def test_pieces_of_a_bfloat16_table_are_rounded_with_noise_of_their_own(rule, mo
     optim.build_optimizer(rule, [p], lr=2**-10).step()
     parts = p.detach().float().flatten().split(64)
     assert all(len(part.unique()) == 2 for part in parts) and len({tuple(part.tolist()) for part in parts}) == 16
+
+
+@settings(deadline=None)
+@given(rows=st.lists(st.integers(0, 9), max_size=8))
+def test_a_gradient_is_marked_as_summed_if_its_rows_are_distinct_and_ascend(rows):
+    grad = touch(torch.tensor(rows, dtype=torch.int64), (10, 2))
+    mark_if_summed(grad)
+    assert grad.is_coalesced() == (len(rows) < 2 or rows == sorted(set(rows)))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_the_gradient_of_a_lookup_is_not_summed_once_more():
+    """Autograd drops the mark that the backward pass sets; without it every rule sorted and copied the gradient."""
+    p = torch.nn.Parameter(torch.ones(50, 3))
+    RowLookup.apply(p, torch.tensor([4, 9, 4, 30])).sum().backward()
+    values = p.grad._values()
+    assert values[:, 0].tolist() == [2.0, 1.0, 1.0]
+    optim.build_optimizer("adagrad", [p], lr=0.1).step()
+    assert summed_rows(p.grad, torch.float32)[1].data_ptr() == values.data_ptr()
