@@ -38,8 +38,15 @@ from pathlib import Path
 # core (4 ms become 140 ms on 2 cores); sleeping costs next to nothing. Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    what_to_do = "source .venv/bin/activate (scripts/demo.sh makes it), or pip install -r requirements.txt"
+    print(f"error: {sys.executable} has no torch: {what_to_do}", file=sys.stderr)
+    sys.exit(2)
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn

@@ -79,7 +79,8 @@ def factorize(
     Raises:
         ValueError: there is nothing to replace; a table that is at least as wide as `inner_dim`; an option whose
             effect is not that of a plain lookup (max_norm, scale_grad_by_freq, mode max); a weight shared with another
-            kind of module, or hooks; values that are not finite; an unknown name or init; a number that is none.
+            kind of module, or hooks; values that are not finite, or too large for their dtype once they are split; an
+            unknown name or init; a number that is none.
 
     Example:
         >>> model = nn.Sequential(nn.EmbeddingBag(5000, 16, mode="sum"), nn.Linear(16, 1))
@@ -97,7 +98,10 @@ def factorize(
     for table in chosen:
         weight = table.module.weight
         if id(weight) not in matrices:
-            matrices[id(weight)] = _initial_matrices(weight, inner_dim, init, keep, generator)
+            try:
+                matrices[id(weight)] = _initial_matrices(weight, inner_dim, init, keep, generator)
+            except ValueError as error:
+                raise ValueError(f"cannot factorize {table}: {error}") from None
         replacements[id(table.module)] = _factorized(table.module, *matrices[id(weight)], keep)
     return _replace(model, replacements)
 
@@ -128,6 +132,8 @@ def collapse_factorized(model: nn.Module, inplace: bool = False) -> nn.Module:
             plain[key] = layer.collapse()
         except ValueError as error:
             raise ValueError(f"{name or 'the model itself'}: {error}") from None
+        if any(value for attribute, value in vars(layer).items() if attribute.endswith("_hooks")):
+            warnings.warn(f"{name or 'the model itself'}: its hooks do not go over to the plain table", stacklevel=2)
         w1, w2 = layer.w1, layer.w2  # kept in the dictionary too: the id of what is gone may be given again
         *_, plain[key].weight = tied.setdefault((id(w1), id(w2)), (w1, w2, plain[key].weight))
     if inplace:
@@ -281,15 +287,21 @@ def _initial_matrices(
         fill_uniform(w1, bound, generator)
         return nn.Parameter(w1), nn.Parameter(w2)
     # W1 is a random start Z moved to the nearest point where W1 W2 = E. Without Z it would lie in the D-dimensional
-    # column space of W2, and so would its gradients (g W2^T): the inner width would never be used. Z is as large as E;
-    # for a table of zeros it is as large as a fresh W1. In float64 and on the CPU, because not all devices have it.
-    spread = _root_mean_square(weight) or bound / math.sqrt(3)
+    # column space of W2, and so would its gradients (g W2^T): the inner width would never be used. A row of Z is as
+    # large as that of E, since rounding errors are as large as Z; for a row of zeros as E's rows are on the whole, and
+    # for a table of zeros as a fresh W1. In float64 and on the CPU, because not all devices have it.
+    usual = _root_mean_square(weight) or bound / math.sqrt(3)
     exact_w2 = w2.cpu().double()
     inverse = torch.linalg.pinv(exact_w2)  # [D, K]
     for part in _chunks(rows, inner_dim):
         old = weight[part].cpu().double()
-        start = torch.from_numpy(generator.standard_normal((len(old), inner_dim))) * spread
+        spread = old.square().mean(dim=1, keepdim=True).sqrt()
+        start = torch.from_numpy(generator.standard_normal((len(old), inner_dim)))
+        start *= torch.where(spread > 0, spread, usual)
         w1[part] = (start + (old - start @ exact_w2) @ inverse).to(w1)
+        if not w1[part].isfinite().all():
+            most = old.abs().max().item()
+            raise ValueError(f"values up to {most:g} give a W1 that {w1.dtype} cannot hold: keep=False starts afresh")
     return nn.Parameter(w1), nn.Parameter(w2)
 
 

@@ -2,7 +2,7 @@
 # What MLET composes with, and what each combination costs in AUC and bytes: quotient-remainder tables, mixed dimensions and
 # smaller widths, each trained as a single layer and with MLET, then stored in 16, 8 and 4 bits (integers: plain tables only).
 #
-#   bash scripts/composition.sh train.txt                   # Criteo format: 42 runs a seed, and 14 for the bits; 80,000 rows: 10 minutes on 2 cores (--jobs 2)
+#   bash scripts/composition.sh train.txt                   # Criteo format: 42 runs a seed, and 26 for the bits; 80,000 rows: 10 minutes on 2 cores (--jobs 2)
 #   bash scripts/composition.sh train.txt --only d8 d8-mlet d4-mlet --seeds "1 2 3 4 5" --jobs 2
 #   bash scripts/composition.sh --dataset=synthetic         # the built-in planted data
 #

@@ -267,8 +267,12 @@ class Study:
             except (OSError, ValueError):
                 raise ValueError(f"{path}, the record of the runs in its folder, is lost or damaged") from None
         new = {method.name: method.flags for method in methods}
-        if old["base"] != self.base or any(old["methods"].get(name, flags) != flags for name, flags in new.items()):
-            raise ValueError(f"{self.work} has runs with other flags or data ({old['base']}): name another --work")
+        apart = [(old["base"], self.base), *((old["methods"].get(name, flags), flags) for name, flags in new.items())]
+        for theirs, ours in apart:
+            if theirs != ours:
+                other = set(theirs.split()) ^ set(ours.split())
+                differs = " ".join(word for word in dict.fromkeys(f"{theirs} {ours}".split()) if word in other)
+                raise ValueError(f"{self.work} has runs with other flags or data ({differs}): name another --work")
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
         aside.replace(path)

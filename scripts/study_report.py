@@ -184,12 +184,28 @@ def is_shown(text: str, path: Path) -> bool:
 def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome], also: Sequence[Method]) -> str:
     """The tables below the flags that their runs share, above what was not run and what failed."""
     first = next(iter(outcomes[0].results.values()))
-    text = f"Seeds {', '.join(map(str, study.seeds))}; {first['test']['samples']} test rows, {base}\n\n{text}\n"
+    flags = shared_flags(base, [outcome.method for outcome in outcomes])
+    text = f"Seeds {', '.join(map(str, study.seeds))}; {first['test']['samples']} test rows, {flags}\n\n{text}\n"
     shown = {outcome.method.name for outcome in outcomes}  # a name may stand for several grids of settings
     absent = [name for name in dict.fromkeys(method.name for method in also) if name not in shown]
     text += f"\nNot run: {', '.join(in_short(absent, shown))}.\n" if absent else ""
     broken = dict.fromkeys(method.name for method, _, _ in study.failed)
     return text + (f"\nFailed: {', '.join(broken)}.\n" if broken else "")
+
+
+def shared_flags(base: str, methods: Sequence[Method]) -> str:
+    """Flags of all runs as they act: of one given twice the last, and none that every method or setting replaces."""
+
+    def names(text: str) -> set[str]:
+        return {word.partition("=")[0] for word in text.split() if word.startswith("--")}
+
+    replaced = set.intersection(*(names(f"{each.flags} {setting}") for each in methods for setting in each.grid))
+    words = base.split()  # a value of its own, as in `--data-option a=b`, may be given repeatedly: only --name=value
+    last = {word.partition("=")[0]: place for place, word in enumerate(words) if word.startswith("--") and "=" in word}
+    acts = [last.get(word.partition("=")[0], place) == place for place, word in enumerate(words)]
+    return " ".join(
+        word for word, act in zip(words, acts, strict=True) if act and word.partition("=")[0] not in replaced
+    )
 
 
 def in_short(absent: Sequence[str], shown: Iterable[str]) -> list[str]:

@@ -682,3 +682,10 @@ def test_a_resumed_run_does_not_repeat_events(driver, data):
 def test_mistakes_are_found_before_the_data_is_prepared(driver, data, flags, message):
     run = driver(f"{data} {flags}")
     assert run.code == 2 and message in run.err and not list(run.folder.iterdir())
+
+
+def test_a_python_without_torch_is_told_where_one_is():
+    bare = [sys.executable, "-I", "-S", dlrm_mlet.__file__, "--help"]  # -S: without the installed packages
+    done = subprocess.run(bare, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "has no torch: source .venv/bin/activate" in done.stderr

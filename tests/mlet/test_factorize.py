@@ -371,3 +371,21 @@ def test_importing_the_package_imports_no_file_formats():
         "import sys, mlet; print([m for m in ('safetensors', 'onnx', 'sklearn', 'mlet.inference') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.float16, 2e-3), (torch.bfloat16, 1.5e-2)])
+def test_small_rows_beside_large_ones_keep_their_digits(dtype, bound):
+    """Rounding is a share of the row, not of the table: rows of one table differ by orders of magnitude."""
+    table = nn.Embedding(3000, 8, dtype=dtype)
+    with torch.no_grad():
+        table.weight.mul_(torch.logspace(-3, 2, 3000)[:, None])
+    before = table.weight.detach().double().clone()
+    after = mlet.factorize(table)(torch.arange(3000)).detach().double()
+    assert ((after - before).abs().amax(dim=1) < bound * before.square().mean(dim=1).sqrt()).all()
+
+
+def test_collapse_says_which_hooks_stay_behind():
+    model = mlet.factorize(nn.Sequential(nn.Embedding(50, 6)), inner_dim=16, min_rows=FEW)
+    model[0].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="^0: its hooks do not go over to the plain table$"):
+        mlet.collapse(model)

@@ -207,3 +207,14 @@ def test_the_product_cannot_be_set():
     layer = mlet.factorize(nn.Sequential(nn.Embedding(50, 4)), 8, FEW)[0]
     with pytest.raises(AttributeError, match="product of w1 and w2"):
         layer.weight = nn.Parameter(torch.zeros(50, 4))
+
+
+def test_what_its_dtype_cannot_hold_once_it_is_split():
+    """Every value is finite in 16 bits, and the random start added to it is not."""
+    model = Tables().half()
+    with torch.no_grad():
+        model.items.weight.mul_(2e4).clamp_(-6e4, 6e4)
+    before = state(model)
+    with pytest.raises(ValueError, match=r"cannot factorize items: values up to 60000 .* torch.float16 cannot hold"):
+        mlet.factorize(model, inner_dim=64, min_rows=FEW)
+    assert_same_state(before, state(model))

@@ -19,7 +19,7 @@ import study  # noqa: E402
 import study_flags  # noqa: E402
 import study_report  # noqa: E402
 from study import Method, Study  # noqa: E402
-from study_report import check_one_data, report, run_study  # noqa: E402
+from study_report import check_one_data, report, run_study, shared_flags  # noqa: E402
 
 PLAIN, TUNED = Method("plain"), Method("tuned", "--mlet-inner-dim=64", ("--rate=1", "--rate=2"))
 
@@ -78,15 +78,27 @@ def test_a_restart_runs_what_is_missing_or_torn(driven, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("base", "method"), [("--other", PLAIN), ("--base", Method("plain", "--mlet-inner-dim=8"))], ids=["flags", "method"]
+    ("base", "method", "differs"),
+    [
+        ("--base --other=2", PLAIN, "--other=1 --other=2"),
+        ("--base --other=1", Method("plain", "--mlet-inner-dim=8"), "--mlet-inner-dim=8"),
+    ],
+    ids=["flags", "method"],
 )
-def test_a_folder_with_other_runs_is_refused(driven, monkeypatch, tmp_path, capsys, base, method):
+def test_a_folder_with_other_runs_is_refused(driven, monkeypatch, tmp_path, capsys, base, method, differs):
     flags = flags_of(monkeypatch, tmp_path)
-    report("--base", [PLAIN], flags)
+    report("--base --other=1", [PLAIN], flags)
     driven.clear()
     assert report(base, [method], flags) == 2
     error = capsys.readouterr().err
-    assert "has runs with other flags or data" in error and error.count("\n") == 1 and not driven
+    assert f"has runs with other flags or data ({differs}): name" in error and error.count("\n") == 1 and not driven
+
+
+def test_shared_flags_are_those_that_act():
+    base = "--rate=0.2 --emb-size=8 --data-option a=1 --data-option b=2 --batch=128 --rate=0.001 --loud"
+    wide, narrow = Method("wide", "--emb-size=64"), Method("narrow", "--emb-size=4", ("--batch=2", "--batch=3"))
+    assert shared_flags(base, [wide, narrow]) == "--data-option a=1 --data-option b=2 --batch=128 --rate=0.001 --loud"
+    assert "--batch" not in shared_flags(base, [narrow])
 
 
 def test_runs_on_different_data_are_no_table():
