@@ -47,11 +47,29 @@ class Dropout(nn.Dropout):
         return x * keep
 
 
+class Linear(nn.Linear):
+    """A linear layer whose inputs are padded with zeros where the processor multiplies blocks of them.
+
+    In bfloat16 on the CPU, blocks of 32 (AMX) or 2 (AVX-512) inputs are multiplied at a time, and oneDNN's products of
+    367 inputs, DLRM's on Criteo, take half as long again as those of 384.
+    """
+
+    BLOCK = 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, inputs] -> [*, outputs]."""
+        lacking = -self.in_features % self.BLOCK
+        on_cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if not lacking or self.in_features < 4 * self.BLOCK or not on_cpu or torch.compiler.is_compiling():
+            return super().forward(x)
+        return F.linear(F.pad(x, (0, lacking)), F.pad(self.weight, (0, lacking)), self.bias)
+
+
 def mlp(widths: Sequence[int], batch_norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
     """Linear layers with a ReLU behind each; batch normalisation stands before it, dropout behind it."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-        layers.append(nn.Linear(inputs, outputs))
+        layers.append(Linear(inputs, outputs))
         if batch_norm:
             layers.append(BatchNorm(outputs))
         layers.append(nn.ReLU(inplace=True))  # in place: one pass over memory less

@@ -10,7 +10,7 @@ from torch import nn
 from mlet.interaction import PairwiseDots, pooled_products
 from mlet.models import model_options, option_text, parse_options
 from mlet.models.autoint import SelfAttention
-from mlet.models.layers import BatchNorm, Dropout, FirstOrder, Tower, first_order_tables, in_float32, mlp
+from mlet.models.layers import BatchNorm, Dropout, FirstOrder, Linear, Tower, first_order_tables, in_float32, mlp
 from mlet.models.xdeepfm import CompressedInteraction
 from mlet.table_spec import plan_tables
 from mlet.tables import EmbeddingTables
@@ -25,6 +25,24 @@ def test_order_within_a_hidden_layer():
     assert kinds(mlp((3, 4), True, 0.5)) == ["Linear", "BatchNorm", "ReLU", "Dropout"]
     assert kinds(Tower(3, (4, 1), True, 0.5)) == ["Linear", "BatchNorm", "ReLU", "Dropout", "Linear"]
     assert kinds(Tower(3, (1,), True, 0.5)) == ["Linear"] and len(mlp((3,))) == 0
+
+
+@pytest.mark.parametrize("inputs", [131, 160, 20])
+def test_padded_inputs_of_bf16_products_change_nothing(inputs):
+    ours, plain = Linear(inputs, 9), nn.Linear(inputs, 9)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(40, inputs)
+    assert torch.equal(ours(x), plain(x))
+    grads = []
+    for layer in (ours, plain):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(leaf)
+        out.float().square().sum().backward()
+        grads.append((out, leaf.grad, layer.weight.grad, layer.bias.grad))
+    for mine, torchs in zip(*grads, strict=True):
+        assert mine.dtype == torchs.dtype
+        torch.testing.assert_close(mine, torchs, rtol=0.02, atol=0.02 * torchs.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
