@@ -35,12 +35,12 @@ class KeptMemory:
     def _is_held(self) -> bool:
         """Whether a tensor beside the block itself lies in it. Sparse tensors do not show as views, so count."""
         storage = self._block.untyped_storage()
-        return torch._C._storage_Use_Count(storage._cdata) > 2  # noqa: SLF001 - the block's and `storage`
+        return torch._C._storage_Use_Count(storage._cdata) > 2  # the block's and `storage`
 
     def __reduce__(self) -> tuple[type[KeptMemory], tuple[()]]:
         return KeptMemory, ()  # a copy of a model starts with none
 
 
-def rows_at_a_time(width: int, element_size: int = 4) -> int:
-    """Rows of a chunk."""
-    return max(1, CHUNK // (width * element_size))
+def rows_at_a_time(width: int) -> int:
+    """Rows of a chunk of float32."""
+    return max(1, CHUNK // (4 * width))

@@ -105,7 +105,7 @@ def sum_rows(values: Tensor, order: Tensor, starts: Tensor, kept: KeptMemory | N
     A large result lies in `kept`, if there is one.
     """
     count, width = len(starts) - 1, values.shape[1]
-    if kept is None or values.is_cuda or count * width * values.element_size() < LARGE:
+    if kept is None or values.is_cuda or 4 * count * width < LARGE:
         return F.embedding_bag(order, values, starts, mode="sum", include_last_offset=True)
     sums, step = kept.take(count, width), rows_at_a_time(width)
     for first in range(0, count, step):
