@@ -1945,6 +1945,7 @@ class Trainer:
         results = evaluate(self.model, self.data, self.device)
         tasks = self.data.tasks
         metrics = {split: tasks.metrics(*result) for split, result in results.items()}
+        warn_of_one_score(results)
         # the reference's own line looks at no more test batches than there are training batches (--num-batches)
         part = [values[: self.batches_shown * test_batch_size(flags)] for values in results["test"]]
         test = metrics["test"] if len(part[0]) == metrics["test"]["samples"] else tasks.metrics(*part)
@@ -2156,6 +2157,13 @@ def evaluate(
                 "the model's probabilities are not finite: training diverged; try a smaller --learning-rate"
             )
     return results
+
+
+def warn_of_one_score(results: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Say where every row of a split gets the same probability: AUC 0.5 alone does not tell that training is lost."""
+    for split, (_, scores) in results.items():
+        if len(scores) > 1 and not np.ptp(scores, axis=0).any():
+            warn(f"all {len(scores)} {split} rows have one score, {scores.flat[0]:.4g}: try a smaller --learning-rate")
 
 
 def evaluate_by_frequency(model: nn.Module, trainer: Trainer) -> dict:

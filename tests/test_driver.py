@@ -689,3 +689,13 @@ def test_a_python_without_torch_is_told_where_one_is():
     done = subprocess.run(bare, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "has no torch: source .venv/bin/activate" in done.stderr
+
+
+def test_one_score_for_all_rows_is_said(capsys):
+    scores = np.array([0.2, 0.3])
+    dlrm_mlet.warn_of_one_score({"val": (scores, scores), "test": (scores, np.full(2, 0.25))})
+    assert "all 2 test rows have one score, 0.25: try a smaller" in (err := capsys.readouterr().err)
+    assert err.count("\n") == 1
+    both = np.stack([scores, np.zeros(2)], axis=1)  # of two tasks
+    dlrm_mlet.warn_of_one_score({"test": (both, both), "val": (scores[:1], scores[:1])})
+    assert not capsys.readouterr().err
