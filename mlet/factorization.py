@@ -20,6 +20,8 @@ from mlet.embedding import MultiLayerEmbedding, fill_uniform, initial_projection
 from mlet.factorized_layers import FactorizedEmbedding, FactorizedEmbeddingBag, FactorizedTable
 
 CHUNK_NUMBERS = 1 << 22  # of W1 in float64 at a time: 32 MB
+# what acts when a layer is called; a parametrization's hooks, of state_dict, have done their work once it is collapsed
+_CALL_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -132,8 +134,8 @@ def collapse_factorized(model: nn.Module, inplace: bool = False) -> nn.Module:
             plain[key] = layer.collapse()
         except ValueError as error:
             raise ValueError(f"{name or 'the model itself'}: {error}") from None
-        if any(value for attribute, value in vars(layer).items() if attribute.endswith("_hooks")):
-            warnings.warn(f"{name or 'the model itself'}: its hooks do not go over to the plain table", stacklevel=2)
+        if any(getattr(layer, hooks) for hooks in _CALL_HOOKS):
+            warnings.warn(f"{name or 'the model itself'}: its hooks do not go over to the plain table", stacklevel=3)
         w1, w2 = layer.w1, layer.w2  # kept in the dictionary too: the id of what is gone may be given again
         *_, plain[key].weight = tied.setdefault((id(w1), id(w2)), (w1, w2, plain[key].weight))
     if inplace:
