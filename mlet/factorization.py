@@ -100,10 +100,7 @@ def factorize(
     for table in chosen:
         weight = table.module.weight
         if id(weight) not in matrices:
-            try:
-                matrices[id(weight)] = _initial_matrices(weight, inner_dim, init, keep, generator)
-            except ValueError as error:
-                raise ValueError(f"cannot factorize {table}: {error}") from None
+            matrices[id(weight)] = _initial_matrices(table, inner_dim, init, keep, generator)
         replacements[id(table.module)] = _factorized(table.module, *matrices[id(weight)], keep)
     return _replace(model, replacements)
 
@@ -278,9 +275,10 @@ def _root_mean_square(weight: Tensor) -> float:
 
 @torch.no_grad()
 def _initial_matrices(
-    weight: Tensor, inner_dim: int, init: str, keep: bool, generator: np.random.Generator
+    table: _Table, inner_dim: int, init: str, keep: bool, generator: np.random.Generator
 ) -> tuple[nn.Parameter, nn.Parameter]:
     """W1 [n, K] and W2 [K, D] as parameters with the dtype and device of the old table."""
+    weight = table.module.weight
     rows, dim = weight.shape
     w2 = torch.from_numpy(initial_projection(inner_dim, dim, init, generator)).to(weight)
     w1 = weight.new_empty(rows, inner_dim)
@@ -303,7 +301,10 @@ def _initial_matrices(
         w1[part] = (start + (old - start @ exact_w2) @ inverse).to(w1)
         if not w1[part].isfinite().all():
             most = old.abs().max().item()
-            raise ValueError(f"values up to {most:g} give a W1 that {w1.dtype} cannot hold: keep=False starts afresh")
+            raise ValueError(
+                f"cannot factorize {table}: values up to {most:g} give a W1 that {w1.dtype} cannot hold: keep=False "
+                "starts afresh"
+            )
     return nn.Parameter(w1), nn.Parameter(w2)
 
 
