@@ -75,6 +75,7 @@ from mlet.models import build_model, model_from_config, model_names, model_optio
 from mlet.models.base import BOTTOM_ENDS
 from mlet.models.dlrm import INTERACTIONS
 from mlet.models.heads import TASK_HEADS
+from mlet.provenance import commit_of, machine
 from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
 from mlet.tasks import Tasks, masked_loss
@@ -112,6 +113,7 @@ FREE_ON_RESUME = """nepochs print_freq print_time print_wall_time print_precisio
     hash_embeddings hash_learn_only hash_report hash_history_file hash_dim hash_seed""".split()
 
 
+ROOT = Path(__file__).resolve().parent
 STORES = Path(".dlrm_store")  # of prepared data that --processed-data-file gives no place
 OVERLAP = "maps carry its labels, which ruins the model; name older rows, or say --hash-overlap=allow"
 HASH_DIM = 4  # of --hash-dim, where no map file has another
@@ -2403,6 +2405,7 @@ def predict(flags: argparse.Namespace) -> None:
 
 def run(flags: argparse.Namespace) -> None:
     """prepare -> build -> train -> evaluate -> collapse -> export."""
+    commit_of(ROOT)  # now, for the result: the checkout may move on while the run trains
     check_output_paths(flags)
     check_checkpoints(flags)
     np.set_printoptions(precision=flags.print_precision)
@@ -2579,10 +2582,12 @@ def write_result(
         config=vars(flags),
         versions={
             "dlrm_mlet": mlet.__version__,
+            "commit": commit_of(ROOT),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
         },
+        machine=machine(trainer.device),
         data_sha256=data.checksum,
         data=data.store.describe() if data.store else None,
         seed=flags.numpy_rand_seed,

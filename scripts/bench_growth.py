@@ -20,11 +20,12 @@ from bench_process import (
     ContestantError,
     StepWorker,
     available_bytes,
-    commit_of,
     describe_machine,
     draw_batches,
 )
 from bench_results import Row, number, read_rows, write_rows
+
+from mlet.provenance import commit_of
 
 BASE = {"rows": 100_000, "tables": 26, "dim": 16, "hot": 1, "batch": 2048}
 INNER_DIMS = (0, 64)
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str]) -> int:
         about = describe_machine()
         machine = ", ".join(f"{name} {about[name]}" for name in ("cpu_name", "cores", "gpu", "torch") if about[name])
         print(f"{machine}, threads {about['threads']}", flush=True)
-        identity: Row = {"machine": machine, "threads": about["threads"], "commit": commit_of(ROOT)}
+        identity: Row = {"machine": machine, "threads": about["threads"], "commit": commit_of(ROOT) or "unknown"}
         identity["settings"] = (
             f"{flags.optimizer}, {flags.rows_tables} tables for rows, {flags.batches} batches, {flags.seconds} s, "
             f"gpu {flags.use_gpu}, flags {' '.join(flags.more)}"

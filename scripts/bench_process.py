@@ -6,7 +6,6 @@ into the child's peak.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -19,6 +18,10 @@ import numpy as np
 from bench_cells import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mlet.provenance import cpu_name  # noqa: E402
+
 WORKER = Path(__file__).resolve().parent / "bench_step.py"
 CLONE = "git clone https://github.com/facebookresearch/dlrm && git -C dlrm checkout 090956e"
 
@@ -167,30 +170,6 @@ def describe_machine(python: str = sys.executable) -> dict:
         raise ValueError(f"{python} cannot run torch: {last}")
     about = json.loads(done.stdout)
     return about | {"cpu_name": cpu_name() or about["cpu_name"], "cores": os.cpu_count()}
-
-
-def cpu_name() -> str:
-    """As the system calls it, "" where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def commit_of(folder: Path) -> str:
-    """Short commit, with + and a checksum of what differs from it; "unknown" outside git."""
-
-    def git(*words: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, check=True).stdout.decode(errors="replace").strip()
-
-    try:
-        head, changed = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain")
-        # results of other uncommitted code must not pass for results of this one
-        return head + ("+" + hashlib.sha1((changed + git("diff", "HEAD")).encode()).hexdigest()[:6] if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def check_reference(checkout: str) -> Path:

@@ -20,12 +20,13 @@ from bench_process import (
     StepWorker,
     available_bytes,
     check_reference,
-    commit_of,
     describe_machine,
     draw_batches,
     run_process,
 )
 from bench_results import Row, compare, draw, is_finished, markdown, read_rows, replace_cell, write_rows
+
+from mlet.provenance import commit_of
 
 NOT_INSTALLED = "not installed: pip install fbgemm-gpu-cpu==1.8.0"
 PREPARED = "kaggleAdDisplayChallenge_processed.npz"  # the name that the reference gives it
@@ -120,8 +121,8 @@ class Bench:
         self.identity: Row = {
             "machine": machine,
             "threads": about["threads"],
-            "commit": commit_of(ROOT),
-            "reference_commit": commit_of(self.checkout),
+            "commit": commit_of(ROOT) or "unknown",
+            "reference_commit": commit_of(self.checkout) or "unknown",
             "settings": f"scale {flags.scale}, {self.scale.rows} rows, {self.scale.repeats} repeats, "
             f"{self.scale.drawn} batches, {flags.longer} times longer, gpu {flags.use_gpu}, "
             f"flags {' '.join(flags.more)} / {flags.ours_flags}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlet_grid import RATE
+from mlet_tables import chosen_rate
 from quantized_runs import quantized
 from study import AUTHORS_BASE, Method, Outcome
 from study_flags import DATA_SETS, absent_of, data_flags, parse
@@ -17,6 +18,7 @@ from study_pictures import picture
 from study_report import difference, gap, run_study, spread
 
 RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
+MLET_RATES = tuple(f"{RATE}={rate}" for rate in (0.3, 0.8, 2, 5))  # lower: W2 multiplies them, see mlet_grid.py
 REFERENCE = "single.64"
 SETS = ("criteo", "synthetic", "movielens-1m", "globo")
 MARGIN = 0.001  # of AUC: below it a loss is called none
@@ -45,6 +47,7 @@ RECIPES = {
     "reinit+frequency": (4,),
     "mlet+reinit+modulo": (4, 2),
     "linear+mlet": (4, 2),
+    "linear+mlet+reinit": (4, 2),
     "linear+reinit": (4, 2),
     "linear+reinit+modulo": (4, 2),
 }
@@ -54,7 +57,7 @@ GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, 
 def methods_of(scale: str, only: Sequence[str], dense: int) -> list[Method]:
     """A method a recipe and width; the reference is always there."""
     return [
-        Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), RATES)
+        Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), MLET_RATES if "mlet" in recipe else RATES)
         for recipe, dims in GRIDS[scale].items()
         for dim in dims
         if recipe in only or f"{recipe}.{dim}" == REFERENCE
@@ -78,10 +81,10 @@ def bytes_of(outcome: Outcome) -> int:
 def tables_of(outcomes: Sequence[Outcome]) -> str:
     """All, the largest first, with their difference to the reference; and the line of those that lose nothing."""
     reference = reference_of(outcomes)
-    lines = [f"| recipe | bits | setting | AUC | minus {REFERENCE} (95 %) | MB | times smaller |", "|" + "---|" * 7]
+    lines = [f"| recipe | bits | rate x | AUC | minus {REFERENCE} (95 %) | MB | times smaller |", "|" + "---|" * 7]
     for outcome in sorted(outcomes, key=bytes_of, reverse=True):
         name, bits = names_of(outcome)
-        cells = [name, bits, outcome.setting.rpartition("=")[2], spread(outcome.values("auc"))]
+        cells = [name, bits, chosen_rate(outcome), spread(outcome.values("auc"))]
         cells += [difference(reference, outcome) if reference else "", f"{bytes_of(outcome) / 1e6:.2f}"]
         cells += [f"{bytes_of(reference) / bytes_of(outcome):.1f}" if reference else ""]
         lines.append(f"| {' | '.join(cells)} |")

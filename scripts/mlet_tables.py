@@ -52,6 +52,8 @@ def chosen_rate(outcome: Outcome | None) -> str:
     """The table rate; one at the end of its grid may not be the best there is."""
     if outcome is None:
         return ""
+    if len(outcome.method.grid) == 1:
+        return outcome.setting.rpartition("=")[2]
     rate, *rates = (float(each.rpartition("=")[2]) for each in (outcome.setting, *outcome.method.grid))
     return f"{rate:g} (grid's end)" if rate in (min(rates), max(rates)) else f"{rate:g}"
 

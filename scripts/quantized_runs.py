@@ -43,7 +43,7 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _method_of(method: Method, bits: int) -> Method:
-    return Method(f"{method.name}-{bits}bit", method.flags)
+    return Method(f"{method.name}-{bits}bit", method.flags, method.grid)
 
 
 def _evaluate(study: Study, outcome: Outcome, seed: int) -> None:

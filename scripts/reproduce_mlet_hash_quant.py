@@ -12,7 +12,7 @@ from typing import Any
 
 from mlet_grid import COMMON, PRESETS, SGD, TUNED, Cell, base_of, dense_of, method_of
 from mlet_study import SETS
-from mlet_tables import NOT_RUN
+from mlet_tables import NOT_RUN, chosen_rate
 from quantized_runs import quantized
 from study import Method, Outcome, Study
 from study_flags import absent_of, parse
@@ -80,7 +80,7 @@ def row_of(outcome: Outcome | None, single: Outcome | None, names: Sequence[str]
     """One line of Markdown."""
     cells = [NOT_RUN, "", "", "", ""]
     if outcome:
-        cells = [outcome.setting.rpartition("=")[2], spread(outcome.values("auc")), spread(outcome.values("logloss"))]
+        cells = [chosen_rate(outcome), spread(outcome.values("auc")), spread(outcome.values("logloss"))]
         cells += [difference(single, outcome) if single else NOT_RUN, f"{bytes_of(outcome) / 1e6:.2f}"]
     return f"| {' | '.join([*names, *cells])} |"
 

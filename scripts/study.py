@@ -96,6 +96,7 @@ class Study:
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
         self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
+        self.commands: list[str] = []  # of all calls that ran something in the folder
         self.failed: dict[tuple[Method, str, int], str] = {}  # run -> what it said last
         self._drivers: list[WarmDriver] = []  # all that were started
         self._idle: list[WarmDriver] = []
@@ -258,7 +259,10 @@ class Study:
         return all(is_done(self.file_of(method, setting, seed)) for seed in self.seeds)
 
     def check_record(self, methods: Sequence[Method]) -> None:
-        """Note the flags of this study's runs. Raises ValueError where the folder has runs with others."""
+        """Note the flags of this study's runs and its command, and read those of earlier calls.
+
+        Raises ValueError where the folder has runs with other flags.
+        """
         path = self.work / RECORD
         old = {"base": self.base, "methods": {}}
         if any(self.work.glob("*.jsonl")):  # a call that came to no run binds nobody
@@ -273,8 +277,9 @@ class Study:
                 other = set(theirs.split()) ^ set(ours.split())
                 differs = " ".join(word for word in dict.fromkeys(f"{theirs} {ours}".split()) if word in other)
                 raise ValueError(f"{self.work} has runs with other flags or data ({differs}): name another --work")
+        self.commands = list(dict.fromkeys([*old.get("commands", ()), *self.commands]))
         aside = path.with_suffix(".part")
-        aside.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new}))
+        aside.write_text(json.dumps({"base": self.base, "methods": old["methods"] | new, "commands": self.commands}))
         aside.replace(path)
 
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
+from study_origin import command_line, origin  # noqa: E402
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
 
@@ -125,6 +126,7 @@ def run_study(
     try:
         lock = lock_folder(flags.work)
         study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
+        study.commands = [command_line(sys.argv)]
         outcomes = _carry_out(study, methods, also, prepare, derive)
         text = render(outcomes) if outcomes else ""
     except KeyboardInterrupt:
@@ -182,7 +184,7 @@ def is_shown(text: str, path: Path) -> bool:
 
 
 def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome], also: Sequence[Method]) -> str:
-    """The tables below the flags that their runs share, above what was not run and what failed."""
+    """The tables below the flags of all runs, above what was not run, what failed and where the figures come from."""
     first = next(iter(outcomes[0].results.values()))
     flags = shared_flags(base, [outcome.method for outcome in outcomes])
     text = f"Seeds {', '.join(map(str, study.seeds))}; {first['test']['samples']} test rows, {flags}\n\n{text}\n"
@@ -190,7 +192,8 @@ def with_remarks(text: str, base: str, study: Study, outcomes: Sequence[Outcome]
     absent = [name for name in dict.fromkeys(method.name for method in also) if name not in shown]
     text += f"\nNot run: {', '.join(in_short(absent, shown))}.\n" if absent else ""
     broken = dict.fromkeys(method.name for method, _, _ in study.failed)
-    return text + (f"\nFailed: {', '.join(broken)}.\n" if broken else "")
+    text += f"\nFailed: {', '.join(broken)}.\n" if broken else ""
+    return f"{text}\n{origin(study.commands, outcomes)}\n"
 
 
 def shared_flags(base: str, methods: Sequence[Method]) -> str:

@@ -1,6 +1,7 @@
 """The driver from its flags to its files. Numbers against the reference are in test_golden.py."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import dlrm_mlet
+from mlet.provenance import commit_of
 
 SMALL = (
     "--arch-sparse-feature-size=4 --arch-mlp-bot=13-16-4 --arch-mlp-top=16-1 --loss-function=bce --learning-rate=0.1 "
@@ -50,6 +52,7 @@ def test_train_collapse_export_predict(driver, data, small_tsv):
     result = last(run)
     assert {"config", "versions", "data_sha256", "seed", "test", "best", "train_seconds"} <= result.keys()
     assert {"train_samples_per_second", "peak_rss_mb", "train_bytes", "inference_bytes"} <= result.keys()
+    assert result["versions"]["commit"] == commit_of(dlrm_mlet.ROOT) and result["machine"]["cores"] == os.cpu_count()
     assert result["train_bytes"] > 3 * result["inference_bytes"]
     assert sorted(p.name for p in run.folder.iterdir()) == [
         ".dlrm_store", "m.onnx", "m.onnx.vocabulary", "m.safetensors", "m.safetensors.vocabulary", "run.jsonl",

@@ -1,6 +1,7 @@
 """Fewer bits, hashing beside MLET, the smallest model of equal AUC: cells, tables, verdict, one small run of each."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import equal_bytes  # noqa: E402
 import reproduce_mlet_hash_quant as hash_quant  # noqa: E402
 from mlet_grid import COMMON, SGD, TUNED, base_of  # noqa: E402
+from mlet_tables import chosen_rate  # noqa: E402
 from quantized_runs import bits_of, quantized  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
 
@@ -98,7 +100,7 @@ def test_a_recipe_is_set_against_the_single_layer_of_its_hash_and_bits():
     common, tuned = hash_quant.tables_of(outcomes, every).split("### Tuned")
     assert [part.count("| modulo-4 |") for part in (common, tuned)] == [2, 2 * 4]
     assert "| modulo-4 | 32 | mlet-64 | not run |" in tuned and "| none | 32 | mlet-64 | not run |" in common
-    assert "| none | 32 | mlet-64 | 64 | 0.7900" in tuned
+    assert "| none | 32 | mlet-64 | 64 (grid's end) | 0.7900" in tuned
     assert "| none | 8 | mlet-64 | 2 | 0.7900 ±0.0000 | 0.5000 ±0.0000 | +0.0200 [+0.0200, +0.0200] | 1.00 |" in tuned
     at_common = with_method(outcomes[1], made(COMMON)["mlet-64.none"])
     common, again = hash_quant.tables_of([*outcomes, at_common], every).split("### Tuned")
@@ -157,3 +159,21 @@ def test_the_commands_run(script, words, name, count, tmp_path, shell_environmen
     assert len(lines) == count and all(
         0.3 < float(line.split("|")[4 if script == "equal_bytes" else 5]) < 0.8 for line in lines
     )
+
+
+def test_a_rate_at_the_end_of_its_grid_is_marked_in_every_number_of_bits(monkeypatch, tmp_path):
+    """The best may lie beyond it."""
+
+    def drive(self, flags, _what):
+        path = Path(flags.split("--metrics-file=")[1].split()[0])
+        numbers = {"auc": 0.7, "logloss": 0.5}
+        event = {"event": "result", "best": None, "test": numbers, "inference_bytes": 1e6}
+        path.write_text(json.dumps(event | {"data_sha256": "d"}) + "\n")
+
+    monkeypatch.setattr(Study, "drive", drive)
+    grid = ("--rate=1", "--rate=2", "--rate=3")
+    ends, within = Outcome(Method("a.4", "", grid), "--rate=3", {}), Outcome(Method("b.4", "", grid), "--rate=2", {})
+    more = quantized(Study("", tmp_path, [1]), [ends, within])
+    rates = {each.method.name: each for each in more}
+    assert [chosen_rate(rates[f"a.4-{bits}bit"]) for bits in (16, 8, 4)] == ["3 (grid's end)"] * 3
+    assert chosen_rate(rates["b.4-4bit"]) == "2"
