@@ -7,6 +7,7 @@ import csv
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mlet_grid import COMMON, MODELS, Cell
@@ -25,7 +26,7 @@ GRIDS = {
 AT = {"matched-64": (COMMON,)}
 TITLES = {  # of a group of bins, and of its first column
     RAREST: ("By how often the rarest id of a row occurs in training", "occurrences"),
-    RARE_IDS: ("By how many of a row's ids are rare", "rare ids"),
+    RARE_IDS: ("By how many of a row's ids are rare (fewer than {below} occurrences in training)", "rare ids"),
 }
 
 
@@ -64,8 +65,8 @@ def gain_text(row: Row) -> str:
     return gap_text(*(row[f"auc_{name}"] for name in ("difference", "difference_low", "difference_high")))
 
 
-def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
-    """By how much more the rarer half of the bins gains than the other half: the mean over seeds, with its interval."""
+def half_gains(single: Cell, other: Cell, found: Found) -> list[tuple[float, float]]:
+    """Seed by seed the mean gain of the rarer half of the bins and of the other half; nothing of a single bin."""
     by_seed = []
     for seed, base in found[single].results.items():
         gains = [
@@ -77,9 +78,37 @@ def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
         ]
         half = len(gains) // 2
         if not half:
-            return "undefined (one bin)"
-        by_seed.append(statistics.mean(gains[:half]) - statistics.mean(gains[-half:]))
-    return gap_text(*interval(by_seed))
+            return []
+        by_seed.append((statistics.mean(gains[:half]), statistics.mean(gains[-half:])))
+    return by_seed
+
+
+def rarity_gain(single: Cell, other: Cell, found: Found) -> str:
+    """By how much more the rarer half of the bins gains than the other half: the mean over seeds, with its interval."""
+    gains = half_gains(single, other, found)
+    return gap_text(*interval([rare - common for rare, common in gains])) if gains else "undefined (one bin)"
+
+
+def average_table(found: Found) -> str:
+    """A row a recipe, width and rate: what both halves of the bins gain, mean over the models with their interval."""
+    lines = [
+        "| recipe | d | table rate | models | gain of the rarer half of the bins (95 %, models) | of the other half | "
+        "rarer minus other |",
+        "|" + "---|" * 7,
+    ]
+    groups: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
+    for cell in found:
+        single = replace(cell, recipe="single")
+        if cell != single and single in found and (by_seed := half_gains(single, cell, found)):
+            means = tuple(statistics.mean(half) for half in zip(*by_seed, strict=True))
+            groups.setdefault((cell.recipe, cell.dim, cell.how), []).append(means)
+    for (recipe, dim, how), gains in groups.items():
+        if len(gains) > 1:
+            rare, common = zip(*gains, strict=True)
+            apart = [first - second for first, second in gains]
+            texts = [gap_text(*interval(list(values))) for values in (rare, common, apart)]
+            lines.append(f"| {' | '.join([recipe, str(dim), how, str(len(gains)), *texts])} |")
+    return "\n".join(lines)
 
 
 def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:
@@ -94,6 +123,9 @@ def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:
 def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
     """A section a model, width and rate."""
     text, of_all = [f"Measured on {place_of(found, flags)}.", ""], []
+    if len({cell.model for cell in found}) > 1:
+        text += ["### On average over the models", "", average_table(found), ""]
+    below = next(iter(next(iter(found.values())).results.values()))["by_frequency"]["rare_ids"]["below"]
     for single in [cell for cell in every if cell.recipe == "single" and cell in found]:
         text += [f"### {single.model}, d = {single.dim}, {single.how} table rate", ""]
         rows = rows_of(single, found)
@@ -104,7 +136,7 @@ def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) 
         gains = [f"{cell.recipe} {rarity_gain(single, cell, found)}" for cell in rows]
         text += [f"Gain of the rarer half of the bins minus gain of the other half: {'; '.join(gains)}.", ""]
         for group, (heading, column) in TITLES.items():
-            text += [f"{heading}:", "", bins_table(rows, group, column), ""]
+            text += [f"{heading.format(below=below)}:", "", bins_table(rows, group, column), ""]
     write_bins(of_all, flags.work / "rare_items.csv")
     return "\n".join([*text, "### Quality over all rows", "", quality_table(every, found)])
 

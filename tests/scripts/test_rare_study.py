@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_each_bin_has_its_difference_and_the_rare_half_is_set_against_the_other(
     assert [row["recipe"] for row in rows] == ["mlet-64"] and float(rows[0]["auc_difference"]) == pytest.approx(0.04)
     assert text.count("###") == 2 and text.count("not run") == 2  # the tuned rate has no section, both recipes a blank
     assert text.count("| rare ids |") == 1 and text.count("| occurrences |") == 1
+    assert "ids are rare (fewer than 10 occurrences in training):" in text and "On average" not in text
+
+
+def test_several_models_have_an_average(found, tmp_path):
+    """Over models, each the mean of its seeds."""
+    (tmp_path / "nfm").mkdir()
+    more = {replace(cell, model="nfm"): each for cell, each in found.items()}
+    more[replace(MLET, model="nfm")] = outcome(MLET, tmp_path / "nfm", (0.02, 0.02, 0.03, 0.03))
+    every = [*EVERY, *(replace(cell, model="nfm") for cell in EVERY)]
+    text = study.rare_report(every, found | more, Namespace(seeds=[1, 2], dataset="criteo", work=tmp_path))
+    line = next(line for line in text.splitlines() if line.startswith("| mlet-64 | 8 | common | 2 |"))
+    rare, common, apart = (float(part.split()[0]) for part in line.split(" | ")[4:])
+    assert (rare, common, apart) == pytest.approx((0.025, 0.02, 0.005))
 
 
 @pytest.mark.parametrize(
