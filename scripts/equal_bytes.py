@@ -91,6 +91,20 @@ def tables_of(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def mlet_table(outcomes: Sequence[Outcome]) -> str:
+    """What MLET adds to each recipe that has it, in 32 bits, against the same without; nothing if none was run."""
+    of_name = {each.method.name: each for each in outcomes if names_of(each)[1] == "32"}
+    lines = ["| recipe | without MLET | with | difference (95 %) |", "|" + "---|" * 4]
+    for name, outcome in of_name.items():
+        recipe, _, dim = name.partition(".")
+        parts = [part for part in recipe.split("+") if part != "mlet"] or ["single"]
+        plain = of_name.get(f"{'+'.join(parts)}.{dim}")
+        if "mlet" in recipe and plain:
+            cells = [f"{'+'.join(parts)}.{dim}", *(spread(each.values("auc")) for each in (plain, outcome))]
+            lines.append(f"| {' | '.join([*cells, difference(plain, outcome)])} |")
+    return "\n".join(["### What MLET adds", "", *lines]) if len(lines) > 2 else ""
+
+
 def reference_of(outcomes: Sequence[Outcome]) -> Outcome | None:
     """The single layer that all are compared with; none where its runs failed."""
     return next((outcome for outcome in outcomes if outcome.method.name == REFERENCE), None)
@@ -189,7 +203,8 @@ def main() -> int:
 
     def render(outcomes: Sequence[Outcome]) -> str:
         write_cells(outcomes, flags.work / "cells.csv")
-        return f"{tables_of(outcomes)}\n\n{draw(outcomes, flags.work / 'bytes.png')}"
+        parts = (tables_of(outcomes), mlet_table(outcomes), draw(outcomes, flags.work / "bytes.png"))
+        return "\n\n".join(filter(None, parts))
 
     return run_study(
         f"{BASE} {data_flags(flags)}",

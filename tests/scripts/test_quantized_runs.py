@@ -86,6 +86,26 @@ def test_what_the_scale_lacks_is_one_line(monkeypatch, capsys, script, words, me
     assert capsys.readouterr().err == f"{message}\n"
 
 
+def test_what_mlet_adds_is_against_the_same_recipe_without_it():
+    """In 32 bits; recipes whose twin was not run are left out."""
+    aucs = {
+        "single.4": 0.75,
+        "mlet.4": 0.76,
+        "linear+reinit.2": 0.78,
+        "linear+mlet+reinit.2": 0.77,
+        "mlet+reinit.2": 0.7,
+    }
+    outcomes = [
+        outcome(name, 1e6, auc, auc)
+        for name, auc in (aucs | dict.fromkeys(("single.4-8bit", "mlet.4-8bit"), 0.7)).items()
+    ]
+    assert equal_bytes.mlet_table(outcomes).splitlines()[4:] == [
+        "| single.4 | 0.7500 ±0.0000 | 0.7600 ±0.0000 | +0.0100 [+0.0100, +0.0100] |",
+        "| linear+reinit.2 | 0.7800 ±0.0000 | 0.7700 ±0.0000 | -0.0100 [-0.0100, -0.0100] |",
+    ]
+    assert equal_bytes.mlet_table(outcomes[:1]) == ""
+
+
 def test_a_recipe_is_set_against_the_single_layer_of_its_hash_and_bits():
     def made(how):
         return {each.name: each for each in hash_quant.methods_of(("none", "modulo-4"), ("single", "mlet-64"), how, 13)}
