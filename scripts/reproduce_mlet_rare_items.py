@@ -15,6 +15,7 @@ from mlet_study import place_of, read_flags, run
 from mlet_tables import Found, quality_table
 from paired_difference import interval
 from rare_items import COLUMNS, RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
+from rare_pictures import draw
 from study_report import gap_text
 
 # recipe -> widths, by scale
@@ -138,7 +139,8 @@ def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) 
         for group, (heading, column) in TITLES.items():
             text += [f"{heading.format(below=below)}:", "", bins_table(rows, group, column), ""]
     write_bins(of_all, flags.work / "rare_items.csv")
-    return "\n".join([*text, "### Quality over all rows", "", quality_table(every, found)])
+    drawn = draw(of_all, flags.work / "rare_items.png") if of_all else ""
+    return "\n".join([*text, "### Quality over all rows", "", quality_table(every, found), "", drawn]).rstrip()
 
 
 def main() -> int:

@@ -15,7 +15,7 @@
 #   paper    240  a run 1 to 2 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # With --work=FOLDER of reproduce_mlet_dlrm.sh, or of reproduce_mlet_models.sh (models other than dlrm alone), its runs are read and not run again. Results: WORK
-# (reproduce_mlet_rare_items_SET[_SCALE]_output)/*.jsonl, rare_items.md, rare_items.csv; a restart goes on where it was interrupted.
+# (reproduce_mlet_rare_items_SET[_SCALE]_output)/*.jsonl, rare_items.md, rare_items.csv, rare_items.png (needs matplotlib); a restart goes on where it was interrupted.
 set -euo pipefail
 export CALLER="$PWD"
 cd "$(dirname "$0")/.."

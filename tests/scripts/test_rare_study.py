@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import rare_pictures  # noqa: E402
 import reproduce_mlet_rare_items as study  # noqa: E402
 from mlet_grid import COMMON, SGD, TUNED, Cell, method_of  # noqa: E402
 from study import Outcome  # noqa: E402
@@ -69,6 +70,23 @@ def test_several_models_have_an_average(found, tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| mlet-64 | 8 | common | 2 |"))
     rare, common, apart = (float(part.split()[0]) for part in line.split(" | ")[4:])
     assert (rare, common, apart) == pytest.approx((0.025, 0.02, 0.005))
+
+
+def test_the_picture_has_the_seeds_interval_of_one_model_and_the_models_of_several():
+    def row(gain, low, high):
+        figures = {"auc_difference": gain, "auc_difference_low": low, "auc_difference_high": high}
+        return {"bin": "1", "count_low": 1, "count_high": 9} | figures
+
+    undefined = row(None, None, None) | {"count_low": 10, "count_high": 99}
+    assert rare_pictures.points_of([row(0.1, 0.0, 0.2), undefined]) == {"1-9": (0.1, 0.0, 0.2)}
+    middle, low, high = rare_pictures.points_of([row(0.1, 0.0, 0.2), row(0.3, 0.0, 0.2)])["1-9"]
+    assert middle == pytest.approx(0.2) and low == pytest.approx(0.2 - 12.706 * 0.1, abs=1e-3)
+
+
+def test_the_picture_is_drawn_where_matplotlib_is(found, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = study.rare_report(EVERY, found, Namespace(seeds=[1, 2], dataset="criteo", work=tmp_path))
+    assert f"Picture: {tmp_path / 'rare_items.png'}" in text and (tmp_path / "rare_items.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
