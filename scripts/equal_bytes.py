@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import statistics
 import sys
@@ -54,13 +55,13 @@ RECIPES = {
 GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, "paper": RECIPES}
 
 
-def methods_of(scale: str, only: Sequence[str], dense: int) -> list[Method]:
-    """A method a recipe and width; the reference is always there."""
+def methods_of(scale: str, only: Sequence[str], dense: int, dims: Sequence[int] = ()) -> list[Method]:
+    """A method a recipe and width, of `dims` where they are given; the reference is always there."""
     return [
         Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), MLET_RATES if "mlet" in recipe else RATES)
-        for recipe, dims in GRIDS[scale].items()
-        for dim in dims
-        if recipe in only or f"{recipe}.{dim}" == REFERENCE
+        for recipe, widths in GRIDS[scale].items()
+        for dim in widths
+        if (recipe in only and (not dims or dim in dims)) or f"{recipe}.{dim}" == REFERENCE
     ]
 
 
@@ -192,14 +193,23 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> str:
     return picture(path, on, figsize=(9, 5))
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The study's own arguments."""
+    every = sorted({dim for dims in RECIPES.values() for dim in dims})
+    parser.add_argument("--dims", nargs="+", type=int, choices=every, default=[], help="of the widths, these only")
+    parser.add_argument(
+        "--in-32-bits", action="store_true", help="no evaluations in fewer bits: two thirds of the time"
+    )
+
+
 def main() -> int:
     """Run the study on the command line's data."""
-    flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=SETS, tuning=2)
+    flags = parse(__doc__, "1 2 3 4 5", list(RECIPES), data_sets=SETS, tuning=2, add=add_flags)
     dense = DATA_SETS[flags.dataset].dense
     if absent := absent_of(flags.named, list(GRIDS[flags.scale]), flags.scale):
         print(f"error: {absent}", file=sys.stderr)
         return 2
-    wanted = methods_of(flags.scale, flags.only, dense)
+    wanted = methods_of(flags.scale, flags.only, dense, flags.dims)
 
     def render(outcomes: Sequence[Outcome]) -> str:
         write_cells(outcomes, flags.work / "cells.csv")
@@ -211,7 +221,7 @@ def main() -> int:
         wanted,
         flags,
         render,
-        quantized,
+        None if flags.in_32_bits else quantized,
         also=[each for each in methods_of(flags.scale, list(RECIPES), dense) if each not in wanted],
         headline=verdict,
     )

@@ -166,8 +166,8 @@ def _carry_out(
         study.check_record(methods)
     outcomes = study.run_all(methods)
     if outcomes:
-        outcomes += derive(study, outcomes) if derive else []
         outcomes += [study.outcome(method) for method in done]
+        outcomes += derive(study, outcomes) if derive else []
         check_one_data(outcomes)
     return outcomes
 

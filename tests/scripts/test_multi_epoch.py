@@ -5,6 +5,7 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,25 @@ def test_what_an_earlier_call_has_run_is_shown_and_not_run_again(driven, tmp_pat
     assert (tmp_path / "table.md").read_text().startswith("First of all.\n\nSeeds 1, 2; 9 test rows, --base")
     changed = [Method("b", "--other")]
     assert run_study("--base", [a], flags, render, also=changed) == 2
+
+
+def test_what_is_derived_covers_what_an_earlier_call_has_run(driven, tmp_path, monkeypatch):
+    """Fewer bits of one recipe are no table without those of the others."""
+    a, b = Method("a"), Method("b")
+    monkeypatch.setattr(sys, "argv", ["x", "data", "--work", str(tmp_path)])
+    flags = study_flags.parse("", "1 2", ["a", "b"])
+    shown = []
+
+    def render(outcomes):
+        shown.append([outcome.method.name for outcome in outcomes])
+        return "text"
+
+    def derive(_study, outcomes):
+        return [replace(each, method=Method(f"{each.method.name}-8bit")) for each in outcomes]
+
+    for wanted, also in (([b], [a]), ([a], [b])):
+        assert run_study("--base", wanted, flags, render, derive, also=also) == 0
+    assert shown == [["b", "b-8bit"], ["a", "b", "a-8bit", "b-8bit"]]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ def test_every_cell_is_a_command_line_of_the_driver():
 
 def test_the_reference_is_always_run():
     assert [method.name for method in equal_bytes.methods_of("small", ["modulo"], 13)] == ["single.64", "modulo.4"]
+    narrow = equal_bytes.methods_of("small", ["reinit", "mlet+reinit"], 13, [4])
+    assert [method.name for method in narrow] == ["single.64", "reinit.4", "mlet+reinit.4"]
 
 
 def test_the_smallest_model_of_equal_auc_is_named():
