@@ -28,6 +28,7 @@ PARTS = {
     "single": "",
     "linear": "--arch-mlp-bot-end=linear",
     "mlet": "--mlet-inner-dim=64",
+    "fixed": "--mlet-inner-dim=64 --mlet-w2-rate-multiplier=0",  # MLET's control: a W2 that never learns
     "reinit": "--emb-reinit=epoch --nepochs=5",
     "modulo": "--hash-method=modulo --hash-compression=10",
     "frequency": "--hash-method=frequency --hash-compression=10",
@@ -49,6 +50,8 @@ RECIPES = {
     "mlet+reinit+modulo": (4, 2),
     "linear+mlet": (4, 2),
     "linear+mlet+reinit": (4, 2),
+    "fixed+reinit": (4,),
+    "linear+fixed+reinit": (4,),
     "linear+reinit": (4, 2),
     "linear+reinit+modulo": (4, 2),
 }
@@ -58,11 +61,16 @@ GRIDS = {"smoke": {"single": (64, 4), "reinit+modulo": (4,)}, "small": RECIPES, 
 def methods_of(scale: str, only: Sequence[str], dense: int, dims: Sequence[int] = ()) -> list[Method]:
     """A method a recipe and width, of `dims` where they are given; the reference is always there."""
     return [
-        Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), MLET_RATES if "mlet" in recipe else RATES)
+        Method(f"{recipe}.{dim}", flags_of(recipe, dim, dense), MLET_RATES if has_w2(recipe) else RATES)
         for recipe, widths in GRIDS[scale].items()
         for dim in widths
         if (recipe in only and (not dims or dim in dims)) or f"{recipe}.{dim}" == REFERENCE
     ]
+
+
+def has_w2(recipe: str) -> bool:
+    """Whether its tables are products."""
+    return bool({"mlet", "fixed"} & set(recipe.split("+")))
 
 
 def flags_of(recipe: str, dim: int, dense: int) -> str:
@@ -93,16 +101,18 @@ def tables_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def mlet_table(outcomes: Sequence[Outcome]) -> str:
-    """What MLET adds to each recipe that has it, in 32 bits, against the same without; nothing if none was run."""
+    """What MLET adds to a recipe, in 32 bits, beside what a W2 that never learns adds; nothing if neither was run."""
     of_name = {each.method.name: each for each in outcomes if names_of(each)[1] == "32"}
-    lines = ["| recipe | without MLET | with | difference (95 %) |", "|" + "---|" * 4]
+    lines = ["| recipe | without MLET | with | difference (95 %) | with a random W2 (95 %) |", "|" + "---|" * 5]
     for name, outcome in of_name.items():
         recipe, _, dim = name.partition(".")
         parts = [part for part in recipe.split("+") if part != "mlet"] or ["single"]
         plain = of_name.get(f"{'+'.join(parts)}.{dim}")
+        control = of_name.get(name.replace("mlet", "fixed"))
         if "mlet" in recipe and plain:
             cells = [f"{'+'.join(parts)}.{dim}", *(spread(each.values("auc")) for each in (plain, outcome))]
-            lines.append(f"| {' | '.join([*cells, difference(plain, outcome)])} |")
+            cells += [difference(plain, outcome), difference(plain, control) if control else ""]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(["### What MLET adds", "", *lines]) if len(lines) > 2 else ""
 
 

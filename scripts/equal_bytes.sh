@@ -4,7 +4,7 @@
 #
 #   bash scripts/equal_bytes.sh train.txt --jobs 2                                  # Criteo Kaggle's format
 #   bash scripts/equal_bytes.sh train.txt --only single reinit reinit+modulo --seeds "1 2 3"
-#   bash scripts/equal_bytes.sh train.txt --only reinit mlet+reinit --dims 4 --in-32-bits
+#   bash scripts/equal_bytes.sh train.txt --only reinit mlet+reinit fixed+reinit --dims 4 --in-32-bits    # what MLET adds, and its control
 #   bash scripts/equal_bytes.sh --dataset=synthetic --scale=smoke                   # three minutes, built-in data
 #
 # Adam at 0.001, batch 512. Each recipe is tuned over four table rates (MLET's lower, as its W2 multiplies them), on validation, over the first two seeds; those that re-initialise
@@ -12,8 +12,8 @@
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
 #   smoke     12  3, 20,000 generated rows; and 12 short ones       0.6 GB   20 MB and a model
-#   small    341  50 on 80,000 Criteo rows; and 620 for the bits    0.8 GB   30 MB and a model a job (100 MB)
-#   paper    341  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
+#   small    363  50 on 80,000 Criteo rows; and 660 for the bits    0.8 GB   30 MB and a model a job (100 MB)
+#   paper    363  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # Results: WORK (equal_bytes_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on.
 set -euo pipefail
