@@ -55,6 +55,7 @@ from tqdm import tqdm
 import data_utils
 import hashing
 import mlet
+from datastore.provenance import commit_of, machine
 from datastore.schema import FITS, ID_ORDERS, read_schema
 from hashing.cce import recluster
 from hashing.report import collision_report
@@ -75,7 +76,6 @@ from mlet.models import build_model, model_from_config, model_names, model_optio
 from mlet.models.base import BOTTOM_ENDS
 from mlet.models.dlrm import INTERACTIONS
 from mlet.models.heads import TASK_HEADS
-from mlet.provenance import commit_of, machine
 from mlet.table_spec import QR_OPERATIONS, RowMap, TableSpec, plan_tables
 from mlet.tables import EmbeddingTables, row_groups
 from mlet.tasks import Tasks, masked_loss

@@ -25,7 +25,7 @@ from bench_process import (
 )
 from bench_results import Row, number, read_rows, write_rows
 
-from mlet.provenance import commit_of
+from datastore.provenance import commit_of
 
 BASE = {"rows": 100_000, "tables": 26, "dim": 16, "hot": 1, "batch": 2048}
 INNER_DIMS = (0, 64)

@@ -20,7 +20,7 @@ from bench_cells import Shape
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mlet.provenance import cpu_name  # noqa: E402
+from datastore.provenance import cpu_name  # noqa: E402
 
 WORKER = Path(__file__).resolve().parent / "bench_step.py"
 CLONE = "git clone https://github.com/facebookresearch/dlrm && git -C dlrm checkout 090956e"

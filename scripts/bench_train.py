@@ -26,7 +26,7 @@ from bench_process import (
 )
 from bench_results import Row, compare, draw, is_finished, markdown, read_rows, replace_cell, write_rows
 
-from mlet.provenance import commit_of
+from datastore.provenance import commit_of
 
 NOT_INSTALLED = "not installed: pip install fbgemm-gpu-cpu==1.8.0"
 PREPARED = "kaggleAdDisplayChallenge_processed.npz"  # the name that the reference gives it

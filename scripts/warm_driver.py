@@ -70,7 +70,7 @@ def serve() -> None:
     import torch._dynamo  # noqa: F401 (of the first optimizer)
 
     import dlrm_mlet
-    from mlet.provenance import commit_of
+    from datastore.provenance import commit_of
 
     commit_of(ROOT)  # of the code that all runs share, whatever becomes of the checkout
     answers = os.fdopen(os.dup(1), "w")

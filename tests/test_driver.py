@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import dlrm_mlet
-from mlet.provenance import commit_of
+from datastore.provenance import commit_of
 
 SMALL = (
     "--arch-sparse-feature-size=4 --arch-mlp-bot=13-16-4 --arch-mlp-top=16-1 --loss-function=bce --learning-rate=0.1 "

@@ -159,3 +159,9 @@ def test_growth_report_names_what_was_skipped():
     text = growth.report([curve])
     assert "| rows per table, k=0 | 30 | not measured | |" in text
     assert "time linear 10 to 20; memory flat 10 to 20" in text
+
+
+def test_the_parent_of_what_is_measured_loads_no_torch():
+    """Linux counts the parent's memory into the peak of a child that it starts."""
+    code = "import sys, bench_train, bench_growth; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, timeout=60).returncode == 0

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import torch
 
-from mlet.provenance import commit_of, machine
+from datastore.provenance import commit_of, machine
 
 GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
 

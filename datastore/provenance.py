@@ -1,4 +1,7 @@
-"""Where a run's figures come from: the code and the machine."""
+"""Where a run's figures come from: the code and the machine.
+
+Loads no torch before it is asked for a machine: the benchmarks' parent, which calls the rest, must stay small.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @functools.cache  # of the code as it was imported: a checkout may move on while a run takes two days
@@ -40,11 +45,14 @@ def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
+        return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
     """Processor, its cores, the threads that torch uses of them, and the GPU of a run on one."""
+    import torch
+
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"processor": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    processor = cpu_name() or platform.processor()
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
