@@ -35,7 +35,7 @@ def machine_of(result: dict) -> str:
     return ", ".join([*(part for part in parts if part), f"torch {result['versions']['torch']}"])
 
 
-def commit_of(result: dict) -> str:
+def code_of(result: dict) -> str:
     """Of the code of a run."""
     return result.get("versions", {}).get("commit") or UNKNOWN
 
@@ -52,5 +52,5 @@ def origin(commands: Sequence[str], outcomes: Sequence[Outcome]) -> str:
     calls = "\n".join(commands) or f"# {UNKNOWN}"
     return (
         f"### Where it comes from\n\n```bash\n{calls}\n```\n\n"
-        f"Commit: {counted(commit_of)}. Machine: {counted(machine_of)}."
+        f"Commit: {counted(code_of)}. Machine: {counted(machine_of)}."
     )

@@ -4,11 +4,16 @@ import csv
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from study import as_name  # noqa: E402
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md"]
 RUNS = sorted((ROOT / "results").glob("*/*/runs.jsonl"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -78,6 +83,5 @@ def test_the_tables_figures_are_the_means_of_the_raw_lines(path):
     with open(path.parent / "cells.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        setting = re.sub(r"[^\w.=-]", "_", row["setting"])
-        runs = aucs[method_of(row) + setting]
+        runs = aucs[method_of(row) + as_name(row["setting"])]
         assert len(runs) == int(row["seeds"]) and float(row["auc"]) == pytest.approx(statistics.mean(runs), abs=1e-12)
