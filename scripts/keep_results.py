@@ -22,13 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from study import is_done  # noqa: E402
 
+KEPT = "runs.jsonl"
 COPIED = ("*.csv", "*.png")
 # absolute paths but for their last part: of the picture, in quotes, and plain ones
 FOLDERS = re.compile(r"(?<=Picture: )/.*/|(?<=')/[^'\n]*/(?=[^'/\n]+')|(?<=[=\s])/\S*/(?=\S)")
-QUALITIES = ("auc", "logloss", "ne")
+QUALITIES = ("auc", "logloss", "ne", "accuracy")
 
 
-def without_paths(config: dict, defaults: dict) -> dict:
+def driver_defaults() -> dict:
+    """The driver's flags where none is given."""
+    from dlrm_mlet import parse_flags
+
+    return vars(parse_flags([]))
+
+
+def comparable(config: dict, defaults: dict) -> dict:
     """Flags that are not the driver's defaults, less those that name a place."""
     return {
         name: value
@@ -52,19 +60,18 @@ def record_of(path: Path, defaults: dict) -> dict:
         if event["event"] == "boundary"
     ]
     kept = {key: value for key, value in result.items() if key not in ("event", "config", "hash", "by_frequency")}
-    config = without_paths(result["config"], defaults)
+    config = comparable(result["config"], defaults)
     return {"run": path.stem, **kept, "config": config, "evaluations": evaluations, "boundaries": boundaries}
 
 
 def keep(files: list[Path], work: Path, to: Path) -> None:
     """Write what is kept of these runs and of their study's tables."""
-    from dlrm_mlet import parse_flags
     from mlet.files import atomic_file
 
-    defaults = vars(parse_flags([]))
+    defaults = driver_defaults()
     lines = [json.dumps(record_of(path, defaults)) + "\n" for path in files]
     to.mkdir(parents=True, exist_ok=True)
-    with atomic_file(to / "runs.jsonl", "w") as out:
+    with atomic_file(to / KEPT, "w") as out:
         out.writelines(lines)
     for pattern in COPIED:
         for path in work.glob(pattern):

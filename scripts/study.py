@@ -92,7 +92,7 @@ class Study:
         tuning: int = 0,
         read: Callable[[Path], dict] = result_of,
     ) -> None:
-        self._read = read
+        self.read = read
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
         self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
@@ -102,12 +102,20 @@ class Study:
         self._idle: list[WarmDriver] = []
         self._stopping = False
         self._clock = Clock()
-        older = next(filter(is_done, work.glob("*.jsonl")), None)
-        self._data: str | None = result_of(older)["data_sha256"] if older else None  # of all runs
+        self.note_data()
+
+    def note_data(self) -> None:
+        """Take the data of the runs that lie in the folder for that of all."""
+        older = next(filter(is_done, self.work.glob("*.jsonl")), None)
+        self._data: str | None = result_of(older)["data_sha256"] if older else None
 
     def file_of(self, method: Method, setting: str, seed: int) -> Path:
         """Where a run writes its metrics."""
         return self.work / f"{method.name}{as_name(setting)}-{seed}.jsonl"
+
+    def flags_of(self, method: Method, setting: str, seed: int) -> str:
+        """A run's flags, less those that say where it writes."""
+        return f"{self.base} {method.flags} {setting} --numpy-rand-seed={seed}"
 
     def store_of(self, method: Method, setting: str) -> tuple[Path, str]:
         """Where a run's data is prepared, and the flags of the run that change what lies there."""
@@ -123,7 +131,7 @@ class Study:
         path = self.file_of(method, setting, seed)
         if is_done(path) or self._stopping:
             return
-        flags = f"{self.base} {method.flags} {setting} --numpy-rand-seed={seed} {more}"
+        flags = f"{self.flags_of(method, setting, seed)} {more}"
         store, is_own = self.store_of(method, setting)
         if is_own:
             flags += f" --processed-data-file={shlex.quote(str(store))}"
@@ -235,7 +243,7 @@ class Study:
         """The setting with the best mean validation AUC over the seeds that tune."""
 
         def quality(setting: str) -> float:
-            results = [self._read(self.file_of(method, setting, seed)) for seed in self.tuning]
+            results = [self.read(self.file_of(method, setting, seed)) for seed in self.tuning]
             values = [chosen(result)["val"]["auc"] for result in results]
             if None in values:
                 raise ValueError(f"{method.name} has no AUC on validation: it needs rows of both classes")
@@ -247,7 +255,7 @@ class Study:
         """The method at its best setting."""
         setting = self.setting_of(method)
         files = {seed: self.file_of(method, setting, seed) for seed in self.seeds}
-        results = {seed: self._read(path) for seed, path in files.items()}
+        results = {seed: self.read(path) for seed, path in files.items()}
         tried = {each: {seed: self.file_of(method, each, seed) for seed in self.tuning} for each in method.grid}
         return Outcome(method, setting, results, files, tried)
 

@@ -103,6 +103,8 @@ def parse(
     parser.add_argument(
         "--work", type=Path, help="folder of runs and prepared data; else WORK, or SCRIPT_DATASET_output"
     )
+    help_of_kept = "folder of results/: its runs are taken up and not made anew where they have this study's flags"
+    parser.add_argument("--kept", type=Path, metavar="FOLDER", help=help_of_kept)
     parser.add_argument("--seeds", type=seed_list, help=f"blanks between them; {seeds}, or {smoke} at --scale=smoke")
     default = list(methods if default is None else default)
     usual = "all" if default == list(methods) else ", ".join(default) or "by set"
@@ -122,6 +124,7 @@ def parse(
     scale = "" if flags.scale == "small" else f"{flags.scale}_"
     work = flags.work or os.environ.get("WORK") or f"{Path(sys.argv[0]).stem}_{flags.dataset}_{scale}output"
     flags.work = (caller / work).resolve()
+    flags.kept = (caller / flags.kept).resolve() if flags.kept else None
     flags.data = shlex.quote(str((caller / flags.data).resolve())) if flags.data else ""
     flags.more = shlex.join([*(["--use-gpu"] if flags.device == "cuda" else []), *sys.argv[split + 1 :]])
     return flags

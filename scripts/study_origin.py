@@ -13,14 +13,14 @@ UNKNOWN = "not recorded"
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """What a reader types to run this study: `sys.argv` as a call of its shell script, less where it was to work."""
+    """What a reader types to run this study: `sys.argv` as a call of its shell script, less --work and --kept."""
     words, skip = [], False
     for place, word in enumerate(arguments[1:], 1):
         if "--" in arguments[:place]:  # the driver's own
             words.append(word)
-        elif skip or word == "--work":
+        elif skip or word in ("--work", "--kept"):
             skip = not skip
-        elif not word.startswith("--work="):
+        elif not word.startswith(("--work=", "--kept=")):
             words.append(word)
     return f"bash scripts/{Path(arguments[0]).stem}.sh {shlex.join(words)}".strip()
 

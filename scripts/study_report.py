@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
+from study_kept import commands_in, take_up  # noqa: E402
 from study_origin import command_line, origin  # noqa: E402
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
@@ -127,7 +128,7 @@ def run_study(
         lock = lock_folder(flags.work)
         study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
         study.commands = [command_line(sys.argv)]
-        outcomes = _carry_out(study, methods, also, prepare, derive)
+        outcomes = _carry_out(study, methods, also, prepare, derive, flags.kept)
         text = render(outcomes) if outcomes else ""
     except KeyboardInterrupt:
         print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
@@ -156,13 +157,21 @@ def _carry_out(
     also: Sequence[Method],
     prepare: Callable[[Study], Sequence[Method] | None] | None,
     derive: Derive | None,
+    kept: Path | None,
 ) -> list[Outcome]:
     """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
+    if kept:
+        study.commands = [*commands_in(kept), *study.commands]
+        study.check_record(methods)  # before there are runs, or it would miss its record
+        print(f"{take_up(study, [*methods, *also], kept)} runs taken up from {kept}")
     done = [method for method in also if study.is_complete(method)]
     study.check_record([*methods, *done])
     study.prepare(methods)
     if prepare:
-        methods = [*methods, *(prepare(study) or ())]
+        more = list(prepare(study) or ())
+        if kept and more:
+            take_up(study, more, kept)
+        methods = [*methods, *more]
         study.check_record(methods)
     outcomes = study.run_all(methods)
     if outcomes:

@@ -1,0 +1,152 @@
+"""Runs that were kept in results/ are taken up by a later study, if they are its own. The driver is replaced."""
+
+import filecmp
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT))
+
+import keep_results  # noqa: E402
+import reproduce_mlet_models  # noqa: E402
+import study_flags  # noqa: E402
+import study_kept  # noqa: E402
+from study import Method, Study  # noqa: E402
+from study_report import report, run_study  # noqa: E402
+
+from dlrm_mlet import parse_flags  # noqa: E402
+
+BASE = "--data-generation=dataset --raw-data-file=/data/train.txt"
+PLAIN = Method("plain", "--mini-batch-size=64")
+TUNED = Method("tuned", "--mlet-inner-dim=64", ("--learning-rate=0.2", "--learning-rate=0.4"))
+
+
+@pytest.fixture
+def driven(monkeypatch):
+    """The flags of every run; each writes what the driver would, as far as studies and keep_results read it."""
+    calls = []
+
+    def drive(self, flags, _what):
+        if "--prepare-only" in flags:
+            return
+        calls.append(flags)
+        config = vars(parse_flags(shlex.split(flags)))
+        seed, auc = config["numpy_rand_seed"], 0.7 + config["learning_rate"] / 10 + config["numpy_rand_seed"] / 1000
+        test = {"auc": auc, "logloss": 0.5, "samples": 100}
+        evaluation = {"event": "eval", "split": "val", "epoch": 0, "iteration": 3, **test}
+        event = {
+            "event": "result", "config": config, "seed": seed, "test": test, "val": test, "data_sha256": "d",
+            "inference_bytes": 2e6, "best": {"test": test, "val": test}, "hash": {}, "by_frequency": {},
+            "versions": {"commit": "abc", "torch": "2"},
+        }  # fmt: skip
+        Path(config["metrics_file"]).write_text(json.dumps(evaluation) + "\n" + json.dumps(event) + "\n")
+
+    monkeypatch.setattr(Study, "drive", drive)
+    return calls
+
+
+@pytest.fixture
+def call(driven, monkeypatch, tmp_path):
+    """Run the study of both methods, or of those named; returns its exit code."""
+
+    def call(work, *words, base=BASE, **arguments):
+        monkeypatch.setattr(sys, "argv", ["x.py", "train.txt", "--work", str(tmp_path / work), *words])
+        monkeypatch.setenv("CALLER", str(tmp_path))
+        flags = study_flags.parse("", "1 2", ["plain", "tuned"])
+        driven.clear()
+        return report(base, [PLAIN, TUNED], flags, **arguments)
+
+    return call
+
+
+@pytest.fixture
+def kept(call, monkeypatch, tmp_path):
+    """What is kept of a study of two seeds."""
+    assert call("first") == 0
+    monkeypatch.setattr(sys, "argv", ["keep_results.py", str(tmp_path / "first"), "--to", str(tmp_path / "kept")])
+    assert keep_results.main() == 0
+    return tmp_path / "kept"
+
+
+def test_kept_runs_are_not_made_anew(call, kept, driven, tmp_path, capsys):
+    assert call("again", "--kept", "kept") == 0
+    assert not driven and f"6 runs taken up from {kept}" in capsys.readouterr().out
+    assert filecmp.cmp(tmp_path / "first" / "table.md", tmp_path / "again" / "table.md", shallow=False)
+
+
+def test_further_seeds_are_run_beside_them_and_a_restart_needs_no_kept_ones(call, kept, driven, tmp_path):
+    assert call("more", "--kept", "kept", "--seeds", "1 2 3") == 0
+    assert len(driven) == 3 and all("--numpy-rand-seed=3" in flags for flags in driven)
+    table = (tmp_path / "more" / "table.md").read_text()
+    assert "bash scripts/x.sh train.txt\nbash scripts/x.sh train.txt --seeds '1 2 3'\n" in table
+    assert call("more", "--seeds", "1 2 3") == 0 and not driven
+
+
+def test_methods_that_this_call_does_not_run_are_shown_from_kept_runs(call, kept, driven, tmp_path):
+    assert call("part", "--kept", "kept", "--only", "plain") == 0
+    assert not driven and "| tuned |" in (tmp_path / "part" / "table.md").read_text()
+
+
+def test_runs_with_other_flags_are_refused(call, kept, driven, tmp_path, capsys):
+    assert call("other", "--kept", "kept", base=f"{BASE} --loss-function=bce --nepochs=2") == 2
+    error = capsys.readouterr().err
+    assert "plain-1 was run with other flags (--loss-function, --nepochs)" in error and error.count("\n") == 1
+    assert not driven and not list((tmp_path / "other").glob("*.jsonl"))
+    assert call("other") == 0  # what was refused binds nobody
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{torn\n", "runs.jsonl, line 1: not a run"),
+        ('{"run": "plain-1"}\n', "runs.jsonl, line 1: not a run"),
+        ("[]\n", "runs.jsonl, line 1: not a run"),
+    ],
+    ids=["none", "torn", "lacking", "list"],
+)
+def test_a_folder_that_is_not_of_kept_runs_is_refused_in_one_line(call, driven, tmp_path, capsys, lines, says):
+    (tmp_path / "bad").mkdir()
+    if lines:
+        (tmp_path / "bad" / "runs.jsonl").write_text(lines)
+    assert call("out", "--kept", "bad") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not driven
+
+
+def test_studies_that_need_more_than_is_kept_say_so(call, kept, driven, monkeypatch, tmp_path, capsys):
+    """Models, metrics of single evaluations, or what keep_results leaves out for its size."""
+    monkeypatch.setattr(sys, "argv", ["x.py", "train.txt", "--work", str(tmp_path / "w"), "--kept", str(kept)])
+    flags = study_flags.parse("", "1 2", ["plain"])
+    assert run_study(BASE, [PLAIN], flags, str, keep_models=True) == 2
+    assert "needs its runs' models" in capsys.readouterr().err
+
+    def lacking(path):
+        return json.loads(path.read_text().splitlines()[0])["accuracy"]
+
+    assert run_study(BASE, [PLAIN], flags, str, read=lacking) == 2
+    assert "plain-1 was kept without 'accuracy'" in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "w").iterdir() if path.name.startswith("plain")]
+
+    def rare(outcomes):
+        study_kept.need(list(outcomes[0].results.values()), "by_frequency")
+
+    assert run_study(BASE, [PLAIN], flags, rare) == 2
+    assert "quality by frequency is not kept in results/" in capsys.readouterr().err
+
+
+def test_the_kept_tables_come_from_the_kept_runs(driven, monkeypatch, tmp_path):
+    """Cells of the models' study on Frappe, as they lie in results/, by this code from the raw lines."""
+    kept = ROOT / "results" / "reproduce_mlet_models" / "frappe"
+    seeds = sorted({json.loads(line)["seed"] for line in (kept / "runs.jsonl").read_text().splitlines()})
+    words = ["frappe", "--dataset=frappe", "--models", "deepfm", "--dims", "4", "16", "--tuning-seeds", "1"]
+    words += ["--seeds", " ".join(map(str, seeds)), "--only", "single", "mlet-64", "fixed-w2-64"]
+    words += ["--work", str(tmp_path / "work"), "--kept", str(kept), "--", "--precision=bf16"]
+    monkeypatch.setattr(sys, "argv", ["reproduce_mlet_models.py", *words])
+    assert reproduce_mlet_models.main() == 0 and not driven
+    assert (tmp_path / "work" / "cells.csv").read_text() == (kept / "cells.csv").read_text()
