@@ -63,7 +63,8 @@ def mean_of(study: Study, pair: Sequence[tuple[Method, int]]) -> dict:
                 raise ValueError(f"{path} scores otherwise than its run did: remove {study.work} and start anew")
         metrics[split] = binary_metrics(both[0][0], (both[0][1] + both[1][1]) / 2)
     size = sum(result["inference_bytes"] for result in results)
-    return {**metrics, "best": None, "inference_bytes": size, "data_sha256": results[0]["data_sha256"]}
+    origin = {key: results[0][key] for key in ("data_sha256", "versions", "machine")}
+    return {**metrics, "best": None, "inference_bytes": size, **origin}
 
 
 def collapsed(study: Study, method: Method, seed: int) -> Path:

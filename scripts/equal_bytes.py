@@ -29,11 +29,13 @@ PARTS = {
     "linear": "--arch-mlp-bot-end=linear",
     "mlet": "--mlet-inner-dim=64",
     "fixed": "--mlet-inner-dim=64 --mlet-w2-rate-multiplier=0",  # MLET's control: a W2 that never learns
+    "matched": "--emb-init=uniform-2",  # a control, too: a single layer that starts as wide as MLET, sqrt(64 / 16)
     "reinit": "--emb-reinit=epoch --nepochs=5",
     "modulo": "--hash-method=modulo --hash-compression=10",
     "frequency": "--hash-method=frequency --hash-compression=10",
     "learned": "--hash-method=learned --hash-compression=10 --hash-history=0.5",
 }
+CONTROLS = {"fixed": "with a random W2", "matched": "with MLET's start"}
 ALL_ROWS = " --hash-history=0"
 # recipe -> widths
 RECIPES = {
@@ -52,6 +54,8 @@ RECIPES = {
     "linear+mlet+reinit": (4, 2),
     "fixed+reinit": (4,),
     "linear+fixed+reinit": (4,),
+    "matched+reinit": (4,),
+    "linear+matched+reinit": (4,),
     "linear+reinit": (4, 2),
     "linear+reinit+modulo": (4, 2),
 }
@@ -101,17 +105,18 @@ def tables_of(outcomes: Sequence[Outcome]) -> str:
 
 
 def mlet_table(outcomes: Sequence[Outcome]) -> str:
-    """What MLET adds to a recipe, in 32 bits, beside what a W2 that never learns adds; nothing if neither was run."""
+    """What MLET adds to a recipe, in 32 bits, beside what its controls add; nothing if it was not run."""
     of_name = {each.method.name: each for each in outcomes if names_of(each)[1] == "32"}
-    lines = ["| recipe | without MLET | with | difference (95 %) | with a random W2 (95 %) |", "|" + "---|" * 5]
+    head = ["recipe", "without MLET", "with", "difference (95 %)", *(f"{text} (95 %)" for text in CONTROLS.values())]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, outcome in of_name.items():
         recipe, _, dim = name.partition(".")
         parts = [part for part in recipe.split("+") if part != "mlet"] or ["single"]
         plain = of_name.get(f"{'+'.join(parts)}.{dim}")
-        control = of_name.get(name.replace("mlet", "fixed"))
         if "mlet" in recipe and plain:
+            controls = [of_name.get(name.replace("mlet", control)) for control in CONTROLS]
             cells = [f"{'+'.join(parts)}.{dim}", *(spread(each.values("auc")) for each in (plain, outcome))]
-            cells += [difference(plain, outcome), difference(plain, control) if control else ""]
+            cells += [difference(plain, each) if each else "" for each in (outcome, *controls)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(["### What MLET adds", "", *lines]) if len(lines) > 2 else ""
 

@@ -36,7 +36,9 @@ def two_models(monkeypatch, tmp_path):
     for name, own in by_name.items():
         metrics = binary_metrics(LABELS, own)
         result = {"event": "result", "best": None, "test": metrics, "val": metrics, "inference_bytes": 5}
-        study.file_of(Method(name), "", 1).write_text(json.dumps(result | {"data_sha256": "x"}))
+        study.file_of(Method(name), "", 1).write_text(
+            json.dumps(result | {"data_sha256": "x", "versions": {}, "machine": None})
+        )
     return study, [(Method("a"), 1), (Method("b"), 1)]
 
 
@@ -44,6 +46,7 @@ def test_the_mean_of_scores_is_what_is_measured(two_models):
     both = script.mean_of(*two_models)
     assert both["test"] == both["val"] == binary_metrics(LABELS, (FIRST + SECOND) / 2)
     assert both["inference_bytes"] == 10
+    assert both["data_sha256"] == "x" and both["versions"] == {} and both["machine"] is None  # those of its runs
 
 
 def test_a_model_that_is_not_the_run_s_is_noticed(two_models, monkeypatch):
