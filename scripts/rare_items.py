@@ -28,6 +28,7 @@ COLUMNS = ("table", "bin", "count_low", "count_high", "samples", "positives", "s
     f"{metric}_{figure}" for metric in METRICS for figure in FIGURES
 )
 RAREST, RARE_IDS = "(rarest)", "(rare ids)"  # in place of a table's name
+GROUPS = {RAREST: "occurrences in training of a row's rarest id", RARE_IDS: "rare ids of a row"}
 Row = dict[str, Any]  # of COLUMNS; a figure is None where the metric is undefined
 
 
@@ -152,6 +153,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
         writer.writerows(rows)
 
 
+def with_intervals(axis: Any, places: Sequence[float], points: Sequence[tuple], **style: Any) -> None:
+    """Points, each a value and the ends of its interval, as dots with bars."""
+    middle, *ends = zip(*points, strict=True) if points else ((), (), ())
+    reach = [[abs(m - end) for m, end in zip(middle, each, strict=True)] for each in ends]
+    axis.errorbar(places, middle, reach, fmt="o", **style)
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Differences by the rarest id and by the number of rare ids with their intervals: AUC above, logloss below."""
     import matplotlib
@@ -159,17 +167,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = [(RAREST, "occurrences in training of the rarest id"), (RARE_IDS, "rare ids of a row")]
     figure, axes = plt.subplots(
-        len(METRICS), len(columns), figsize=(11, 6), sharex="col", sharey="row", layout="constrained"
+        len(METRICS), len(GROUPS), figsize=(11, 6), sharex="col", sharey="row", layout="constrained"
     )
-    for column, (group, title) in enumerate(columns):
+    for column, (group, title) in enumerate(GROUPS.items()):
         chosen = [row for row in rows if row["table"] == group]
         for axis, metric in zip(axes[:, column], METRICS, strict=True):
             shown = [(place, row) for place, row in enumerate(chosen) if row[f"{metric}_base"] is not None]
-            middle, low, high = ([row[f"{metric}_{name}"] for _, row in shown] for name in FIGURES[2:])
-            reach = [[abs(m - end) for m, end in zip(middle, ends, strict=True)] for ends in (low, high)]
-            axis.errorbar([place for place, _ in shown], middle, reach, fmt="o", capsize=3)
+            points = [tuple(row[f"{metric}_{name}"] for name in FIGURES[2:]) for _, row in shown]
+            with_intervals(axis, [place for place, _ in shown], points, capsize=3)
             axis.axhline(0, color="gray", linewidth=1)
             axis.grid(axis="y", alpha=0.3)
         labels = [counts_text(row) or row["bin"] for row in chosen]

@@ -8,10 +8,8 @@ from typing import Any
 
 from mlet_grid import Cell
 from paired_difference import interval
-from rare_items import RARE_IDS, RAREST, Row, counts_text
+from rare_items import GROUPS, Row, counts_text, with_intervals
 from study_pictures import picture
-
-GROUPS = {RAREST: "occurrences in training of a row's rarest id", RARE_IDS: "rare ids of a row"}
 
 
 def points_of(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
@@ -57,8 +55,7 @@ def draw_recipe(
     """A recipe's gains, set `aside` so that the recipes of a bin stand side by side; nothing if it was not run."""
     if not points:
         return
-    middle, low, high = zip(*points.values(), strict=True)
-    reach = [[abs(m - end) for m, end in zip(middle, ends, strict=True)] for ends in (low, high)]
     places = [number + 0.6 * aside for number in range(len(points))]
-    axis.errorbar(places, middle, reach, fmt="o", markersize=4, capsize=2, elinewidth=0.8, color=color, label=recipe)
+    style = {"markersize": 4, "capsize": 2, "elinewidth": 0.8, "color": color, "label": recipe}
+    with_intervals(axis, places, list(points.values()), **style)
     axis.set_xticks(range(len(points)), list(points), rotation=45, ha="right", fontsize=8)
