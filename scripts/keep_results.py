@@ -64,15 +64,17 @@ def record_of(path: Path, defaults: dict) -> dict:
     return {"run": path.stem, **kept, "config": config, "evaluations": evaluations, "boundaries": boundaries}
 
 
-def keep(files: list[Path], work: Path, to: Path) -> None:
-    """Write what is kept of these runs and of their study's tables."""
+def keep(files: list[Path], work: Path, to: Path, add: bool = False) -> None:
+    """Write what is kept of these runs and of their study's tables; to `add`: runs that lie there and not here stay."""
     from mlet.files import atomic_file
 
     defaults = driver_defaults()
-    lines = [json.dumps(record_of(path, defaults)) + "\n" for path in files]
+    lines = {path.stem: json.dumps(record_of(path, defaults)) + "\n" for path in files}
+    if add and (to / KEPT).exists():
+        lines = {json.loads(line)["run"]: line for line in (to / KEPT).open()} | lines
     to.mkdir(parents=True, exist_ok=True)
     with atomic_file(to / KEPT, "w") as out:
-        out.writelines(lines)
+        out.writelines(line for _, line in sorted(lines.items()))
     for pattern in COPIED:
         for path in work.glob(pattern):
             shutil.copy(path, to / path.name)
@@ -85,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder of a study")
     parser.add_argument("--to", type=Path, required=True, help="folder to keep its results in")
+    parser.add_argument("--add", action="store_true", help="runs that TO has and the study has not stay there")
     flags = parser.parse_args()
     files = [path for path in sorted(flags.work.glob("*.jsonl")) if is_done(path)]
     if not files:
@@ -94,11 +97,11 @@ def main() -> int:
         print(f"error: --to {flags.to} is the study's own folder", file=sys.stderr)
         return 2
     try:
-        keep(files, flags.work, flags.to)
+        keep(files, flags.work, flags.to, flags.add)
     except KeyError as error:  # while the runs are read: nothing is written yet
         print(f"error: a run lacks {error}; nothing in {flags.to} is changed", file=sys.stderr)
         return 2
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{len(files)} runs in {flags.to / 'runs.jsonl'}")

@@ -183,6 +183,11 @@ class Study:
                 flags = f"{self.base} {own} --processed-data-file={shlex.quote(str(store))}" if own else self.base
                 self.drive(f"{flags} --prepare-only --metrics-file={unused}", "preparing the data")
 
+    def prepared_data(self) -> str:
+        """The checksum of the raw data as it is prepared in the folder; nothing where it is not."""
+        schema = self.work / "store" / "schema.json"
+        return json.loads(schema.read_text())["source"]["sha256"] if schema.exists() else ""
+
     def run_all(self, methods: Sequence[Method]) -> list[Outcome]:
         """Run what is missing, and pick each method's setting; those with a run in `failed` are left out."""
         tuning = [(method, setting, seed) for seed in self.tuning for method in methods for setting in method.grid]

@@ -7,20 +7,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from keep_results import KEPT, comparable, driver_defaults
+from keep_results import FOLDERS, KEPT, comparable, driver_defaults
 from study import Method, Study, is_done
 
+KINDS = {"run": str, "config": dict, "test": dict, "data_sha256": str, "evaluations": list, "boundaries": list}
 LEFT_OUT = {"by_frequency": "quality by frequency", "hash": "what its map makes collide"}
 
 
-def take_up(study: Study, methods: Sequence[Method], folder: Path) -> int:
-    """Write those of the kept runs that the study would make into its folder, but for those that it has.
-
-    A run is taken up if the flags it was made with are those that the study would give it; that its data is theirs
-    too is noticed by the first new run.
-
-    Returns:
-        How many runs were taken up.
+def kept_of(study: Study, methods: Sequence[Method], folder: Path) -> dict[Path, dict]:
+    """Those of the kept runs that the study would make and has not: file in its folder -> run. Writes nothing.
 
     Raises:
         ValueError: the folder or a line of it cannot be read, a run was made with other flags, the study needs more
@@ -40,33 +35,60 @@ def take_up(study: Study, methods: Sequence[Method], folder: Path) -> int:
     for path, flags in new.items():
         if differs := differences(runs[path.stem]["config"], config_of(flags, defaults)):
             raise ValueError(f"--kept={folder}: {path.stem} was run with other flags ({', '.join(differs)})")
-    for path in new:
-        aside = path.with_suffix(".part")
-        aside.write_text("".join(json.dumps(event) + "\n" for event in events_of(runs[path.stem])))
-        try:
-            study.read(aside)
-        except (KeyError, StopIteration) as error:
-            aside.unlink()
-            raise ValueError(f"--kept={folder}: {path.stem} was kept without {error}, which this study reads") from None
+    return {path: runs[path.stem] for path in new}
+
+
+def take_up(study: Study, kept: dict[Path, dict], folder: Path) -> None:
+    """Write the runs into the study's folder, all or none.
+
+    Raises:
+        ValueError: they were made on other data than has been prepared, or lack what this study reads.
+    """
+    prepared = study.prepared_data()
+    asides = {path: path.with_suffix(".part") for path in kept}
+    try:
+        for path, run in kept.items():
+            if prepared and run["data_sha256"] != prepared:
+                raise ValueError(f"--kept={folder}: its runs were made on other data than this study's")
+            asides[path].write_text("".join(json.dumps(event) + "\n" for event in events_of(run)))
+            try:
+                study.read(asides[path])
+            except (KeyError, StopIteration) as error:
+                lacks = f"{path.stem} was kept without {error}, which this study reads"
+                raise ValueError(f"--kept={folder}: {lacks}") from None
+    except BaseException:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+        raise
+    for path, aside in asides.items():
         aside.replace(path)
     study.note_data()
-    return len(new)
 
 
 def read_kept(folder: Path) -> dict[str, dict]:
     """The kept runs by name."""
     path, runs = folder / KEPT, {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"--kept={folder}: {path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             run = json.loads(line)
-            runs[run["run"]] = run
-            run["config"], run["evaluations"], run["boundaries"], run["test"]  # noqa: B018
+            is_whole = all(isinstance(run[key], kind) for key, kind in KINDS.items())
+            events = [*run["evaluations"], *run["boundaries"]]
+            is_whole = is_whole and bool(run["test"]) and all(isinstance(event, dict) for event in events)
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}, line {number}: not a run as scripts/keep_results.py writes them") from None
+            is_whole = False
+        if not is_whole:
+            raise ValueError(f"{path}, line {number}: not a run as scripts/keep_results.py writes them")
+        runs[run["run"]] = run
+        if run["data_sha256"] != next(iter(runs.values()))["data_sha256"]:
+            raise ValueError(f"{path}, line {number}: {run['run']} was made on other data than the runs above it")
+    if not runs:
+        raise ValueError(f"--kept={folder}: {path} has no run")
     return runs
 
 
@@ -92,13 +114,13 @@ def differences(theirs: dict, ours: dict) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in names if theirs.get(name) != ours.get(name)]
 
 
-def commands_in(folder: Path) -> list[str]:
-    """The commands that the tables in the folder say they come from."""
+def commands_with(own: str, folder: Path) -> list[str]:
+    """The commands that the tables in the folder say they come from, of the same script, and the study's own."""
     found: dict[str, None] = {}
     for path in sorted(folder.glob("*.md")):
         block = path.read_text().partition("### Where it comes from\n\n```bash\n")[2].partition("\n```")[0]
-        found |= dict.fromkeys(block.splitlines())
-    return list(found)
+        found |= dict.fromkeys(line for line in block.splitlines() if line.split()[:2] == own.split()[:2])
+    return [*found, *([] if FOLDERS.sub("", own) in found else [own])]
 
 
 def need(results: Sequence[dict], key: str) -> None:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
-from study_kept import commands_in, take_up  # noqa: E402
+from study_kept import commands_with, kept_of, take_up  # noqa: E402
 from study_origin import command_line, origin  # noqa: E402
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
@@ -160,19 +160,20 @@ def _carry_out(
     kept: Path | None,
 ) -> list[Outcome]:
     """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
+    earlier = kept_of(study, [*methods, *also], kept) if kept else {}  # refused before anything is written
     if kept:
-        study.commands = [*commands_in(kept), *study.commands]
-        study.check_record(methods)  # before there are runs, or it would miss its record
-        print(f"{take_up(study, [*methods, *also], kept)} runs taken up from {kept}")
-    done = [method for method in also if study.is_complete(method)]
-    study.check_record([*methods, *done])
+        study.commands = commands_with(study.commands[0], kept)
+    study.check_record(methods)
     study.prepare(methods)
     if prepare:
         more = list(prepare(study) or ())
-        if kept and more:
-            take_up(study, more, kept)
+        earlier |= kept_of(study, more, kept) if kept else {}
         methods = [*methods, *more]
-        study.check_record(methods)
+    if kept:
+        take_up(study, earlier, kept)
+        print(f"{len(earlier)} runs taken up from {kept}")
+    done = [method for method in also if study.is_complete(method)]
+    study.check_record([*methods, *done])
     outcomes = study.run_all(methods)
     if outcomes:
         outcomes += [study.outcome(method) for method in done]

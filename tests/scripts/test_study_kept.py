@@ -100,23 +100,74 @@ def test_runs_with_other_flags_are_refused(call, kept, driven, tmp_path, capsys)
     assert call("other") == 0  # what was refused binds nobody
 
 
+def test_runs_on_other_data_are_refused_even_if_none_is_made_anew(call, kept, driven, tmp_path, capsys):
+    schema = tmp_path / "other" / "store" / "schema.json"
+    schema.parent.mkdir(parents=True)
+    schema.write_text(json.dumps({"source": {"sha256": "e"}}))
+    assert call("other", "--kept", "kept") == 2
+    error = capsys.readouterr().err
+    assert "its runs were made on other data than this study's" in error and error.count("\n") == 1
+    assert not driven and not [path for path in (tmp_path / "other").iterdir() if path.name.startswith("plain")]
+
+
+def test_a_command_is_named_once_wherever_its_data_lies(call, kept, driven, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["x.py", "/data/train.txt", "--work", str(tmp_path / "w"), "--kept", str(kept)])
+    flags = study_flags.parse("", "1 2", ["plain", "tuned"])
+    driven.clear()
+    assert report(BASE, [PLAIN, TUNED], flags) == 0 and not driven
+    assert (tmp_path / "w" / "table.md").read_text().count("bash scripts/x.sh") == 1
+
+
+NOT_A_RUN = "runs.jsonl, line 2: not a run"
+
+
 @pytest.mark.parametrize(
-    ("lines", "says"),
+    ("change", "says"),
     [
-        (None, "cannot be read: No such file"),
-        ("{torn\n", "runs.jsonl, line 1: not a run"),
-        ('{"run": "plain-1"}\n', "runs.jsonl, line 1: not a run"),
-        ("[]\n", "runs.jsonl, line 1: not a run"),
+        (lambda line: b"{torn", NOT_A_RUN),
+        (lambda line: b"[]", NOT_A_RUN),
+        (lambda line: b'{"run": "\xff"}', NOT_A_RUN),
+        (lambda line: b'{"run": "plain-2"}', NOT_A_RUN),
+        (lambda line: line.replace(b'"plain-2"', b"5"), NOT_A_RUN),
+        (lambda line: line.replace(b'"test": {', b'"test": null, "old": {', 1), NOT_A_RUN),
+        (lambda line: line.replace(b'"evaluations": [', b'"evaluations": null, "old": ['), NOT_A_RUN),
+        (lambda line: line.replace(b'"evaluations": [', b'"evaluations": [null, '), NOT_A_RUN),
+        (
+            lambda line: line.replace(b'"data_sha256": "d"', b'"data_sha256": "e"'),
+            "line 2: plain-2 was made on other data",
+        ),
     ],
-    ids=["none", "torn", "lacking", "list"],
+    ids=["torn", "list", "no-text", "lacking", "name", "no-test", "no-evaluations", "no-evaluation", "data"],
 )
-def test_a_folder_that_is_not_of_kept_runs_is_refused_in_one_line(call, driven, tmp_path, capsys, lines, says):
+def test_a_damaged_line_is_named_and_nothing_is_taken_up(call, kept, driven, tmp_path, capsys, change, says):
+    path = kept / "runs.jsonl"
+    lines = path.read_bytes().splitlines()
+    assert change(lines[1]) != lines[1]
+    path.write_bytes(b"\n".join([lines[0], change(lines[1]), *lines[2:]]) + b"\n\n")
+    assert call("out", "--kept", "kept") == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not driven
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"), [(None, "cannot be read: No such file"), ("\n", "has no run")], ids=["none", "empty"]
+)
+def test_a_folder_without_kept_runs_is_refused(call, driven, tmp_path, capsys, lines, says):
     (tmp_path / "bad").mkdir()
     if lines:
         (tmp_path / "bad" / "runs.jsonl").write_text(lines)
     assert call("out", "--kept", "bad") == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not driven
+
+
+def test_runs_that_the_study_lacks_stay_where_they_are_added_to(call, kept, monkeypatch, tmp_path):
+    assert call("part", "--only", "plain", "--seeds", "3") == 0
+    monkeypatch.setattr(sys, "argv", ["keep_results.py", str(tmp_path / "part"), "--to", str(kept), "--add"])
+    assert keep_results.main() == 0
+    runs = [json.loads(line)["run"] for line in (kept / "runs.jsonl").read_text().splitlines()]
+    assert runs[:3] == ["plain-1", "plain-2", "plain-3"] and len(runs) == 7
 
 
 def test_studies_that_need_more_than_is_kept_say_so(call, kept, driven, monkeypatch, tmp_path, capsys):
