@@ -163,7 +163,8 @@ def _carry_out(
     earlier = kept_of(study, [*methods, *also], kept) if kept else {}  # refused before anything is written
     if kept:
         study.commands = commands_with(study.commands[0], kept)
-    study.check_record(methods)
+    done = [method for method in also if study.is_complete(method)]
+    study.check_record([*methods, *done])
     study.prepare(methods)
     if prepare:
         more = list(prepare(study) or ())
@@ -172,7 +173,7 @@ def _carry_out(
     if kept:
         take_up(study, earlier, kept)
         print(f"{len(earlier)} runs taken up from {kept}")
-    done = [method for method in also if study.is_complete(method)]
+        done = [method for method in also if study.is_complete(method)]
     study.check_record([*methods, *done])
     outcomes = study.run_all(methods)
     if outcomes:
