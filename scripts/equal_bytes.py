@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlet_grid import RATE
 from mlet_tables import chosen_rate
 from quantized_runs import quantized
 from study import AUTHORS_BASE, Method, Outcome
 from study_flags import DATA_SETS, absent_of, data_flags, parse
 from study_pictures import picture
 from study_report import difference, gap, run_study, spread
+from study_widen import RATE
 
 RATES = tuple(f"{RATE}={rate}" for rate in (2, 5, 10, 20))
 MLET_RATES = tuple(f"{RATE}={rate}" for rate in (0.3, 0.8, 2, 5))  # lower: W2 multiplies them, see mlet_grid.py

@@ -18,8 +18,8 @@ import model_quality
 from metrics_table import result_of
 from study import Method
 from study_flags import DATA_SETS, data_flags
+from study_widen import RATE
 
-RATE = "--emb-learning-rate-multiplier"
 MODELS = ("dlrm", "wide-deep", "deepfm", "xdeepfm", "dcn", "dcn-v2", "nfm", "pnn", "pnn-outer", "autoint")
 COMMON, TUNED = "common", "tuned"
 BENCHMARK = ("frappe", "movielens-1m")  # in the benchmarks' settings; others in the authors'

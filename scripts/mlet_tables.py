@@ -54,7 +54,8 @@ def chosen_rate(outcome: Outcome | None) -> str:
         return ""
     if len(outcome.method.grid) == 1:
         return outcome.setting.rpartition("=")[2]
-    rate, *rates = (float(each.rpartition("=")[2]) for each in (outcome.setting, *outcome.method.grid))
+    tried = outcome.tried or outcome.method.grid
+    rate, *rates = (float(each.rpartition("=")[2]) for each in (outcome.setting, *tried))
     return f"{rate:g} (grid's end)" if rate in (min(rates), max(rates)) else f"{rate:g}"
 
 

@@ -36,9 +36,8 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
         for bits in bits_of(outcome.method):
             method = _method_of(outcome.method, bits)
             files = {seed: study.file_of(method, outcome.setting, seed) for seed in study.seeds}
-            more.append(
-                Outcome(method, outcome.setting, {seed: result_of(path) for seed, path in files.items()}, files)
-            )
+            results = {seed: result_of(path) for seed, path in files.items()}
+            more.append(Outcome(method, outcome.setting, results, files, outcome.tried))
     return more
 
 

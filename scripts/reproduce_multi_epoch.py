@@ -27,9 +27,9 @@ from epoch_tables import (
 from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import data_flags, parse
 from study_report import run_study
+from study_widen import RATE
 
 TUNING_SEEDS = 2
-RATE = "--emb-learning-rate-multiplier"
 BASE = f"{AUTHORS_BASE} --optimizer=adam --learning-rate=0.001 {RATE}=10 --mini-batch-size=512 --nepochs=5"
 SETS = ("criteo", "synthetic", "multitask-synthetic", "globo")
 TASKS = {"multitask-synthetic": "--tasks=click,cart,checkout", "globo": "--tasks=click,long_dwell"}

@@ -24,6 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from metrics_table import result_of  # noqa: E402
+from study_widen import beyond_the_end  # noqa: E402
 from warm_driver import WarmDriver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +81,7 @@ class Study:
         keep_models: save each run's model, see `model_of`.
         tuning: how many of the seeds, from the first, a method's settings are compared over; 0: all.
         read: a run's result from its metrics file; by default its last line.
+        widen: how many rates beyond a grid's end are tried, while the best is there.
     """
 
     def __init__(
@@ -91,13 +93,15 @@ class Study:
         keep_models: bool = False,
         tuning: int = 0,
         read: Callable[[Path], dict] = result_of,
+        widen: int = 0,
     ) -> None:
-        self.read = read
+        self.read, self.widen = read, widen
         self.work, self.seeds, self.jobs, self.keep_models = work, seeds, jobs, keep_models
         self.tuning = seeds[:tuning] if tuning else seeds
         self.base = f"{base} --processed-data-file={shlex.quote(str(work / 'store'))}"
         self.commands: list[str] = []  # of all calls that ran something in the folder
         self.failed: dict[tuple[Method, str, int], str] = {}  # run -> what it said last
+        self._too_far: set[tuple[Method, str]] = set()  # settings beyond a grid with which a run failed
         self._drivers: list[WarmDriver] = []  # all that were started
         self._idle: list[WarmDriver] = []
         self._stopping = False
@@ -194,6 +198,11 @@ class Study:
         others = [seed for seed in self.seeds if seed not in self.tuning]
         self._clock = Clock(self._missing(tuning) + len(others) * len(methods))
         self._run_side_by_side(tuning)
+        while further := [(each, beyond) for each in self._whole(methods) if (beyond := self.further_setting(each))]:
+            wider = [(*each, seed) for seed in self.tuning for each in further]
+            self._clock.expect(self._missing(wider) + len(others) * len(methods))
+            self._run_side_by_side(wider, may_give_up=False)
+            self._too_far |= {run[:2] for run in wider if run in self.failed}
         if others:
             tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]
             rest = [(*each, seed) for seed in others for each in tuned]
@@ -205,13 +214,13 @@ class Study:
         return sum(not is_done(path) for path in {self.file_of(*run) for run in runs})
 
     def _whole(self, methods: Sequence[Method]) -> list[Method]:
-        broken = {method for method, _, _ in self.failed}
+        broken = {method for method, setting, _ in self.failed if (method, setting) not in self._too_far}
         return [method for method in methods if method not in broken]
 
-    def _run_side_by_side(self, runs: Sequence[tuple[Method, str, int]]) -> None:
+    def _run_side_by_side(self, runs: Sequence[tuple[Method, str, int]], may_give_up: bool = True) -> None:
         """All of them; then those that failed once more, one at a time: most often it was memory that they lacked.
 
-        Raises RuntimeError if the first few fail: the mistake is in what they share.
+        Raises RuntimeError if the first few fail, if it may: the mistake is in what they share.
         """
         good, runs = 0, list({self.file_of(*run): run for run in runs}.values())  # methods may share runs
 
@@ -224,7 +233,7 @@ class Study:
                 if self._stopping:
                     return
                 self.failed[run] = str(error)
-                if not good and len(self.failed) >= min(HOPELESS, len(runs)):
+                if may_give_up and not good and len(self.failed) >= min(HOPELESS, len(runs)):
                     self._stopping = True
                     raise
 
@@ -246,7 +255,28 @@ class Study:
 
     def setting_of(self, method: Method) -> str:
         """The setting with the best mean validation AUC over the seeds that tune."""
+        return self._best(method, self.settings_of(method))
 
+    def settings_of(self, method: Method) -> list[str]:
+        """The method's grid, and what was tried beyond its ends."""
+        settings = list(method.grid)
+        while (further := self._further(method, settings)) and self._is_tried(method, further):
+            settings.append(further)
+        return settings
+
+    def further_setting(self, method: Method) -> str | None:
+        """What is to be tried beyond the end of what was."""
+        further = self._further(method, self.settings_of(method))
+        return None if (method, further) in self._too_far else further
+
+    def _further(self, method: Method, settings: list[str]) -> str | None:
+        may_grow = len(settings) - len(method.grid) < self.widen
+        return beyond_the_end(settings, self._best(method, settings)) if may_grow else None
+
+    def _is_tried(self, method: Method, setting: str) -> bool:
+        return all(is_done(self.file_of(method, setting, seed)) for seed in self.tuning)
+
+    def _best(self, method: Method, settings: Sequence[str]) -> str:
         def quality(setting: str) -> float:
             results = [self.read(self.file_of(method, setting, seed)) for seed in self.tuning]
             values = [chosen(result)["val"]["auc"] for result in results]
@@ -254,19 +284,20 @@ class Study:
                 raise ValueError(f"{method.name} has no AUC on validation: it needs rows of both classes")
             return statistics.mean(values)
 
-        return max(method.grid, key=quality)
+        return max(settings, key=quality)
 
     def outcome(self, method: Method) -> Outcome:
         """The method at its best setting."""
-        setting = self.setting_of(method)
+        settings = self.settings_of(method)
+        setting = self._best(method, settings)
         files = {seed: self.file_of(method, setting, seed) for seed in self.seeds}
         results = {seed: self.read(path) for seed, path in files.items()}
-        tried = {each: {seed: self.file_of(method, each, seed) for seed in self.tuning} for each in method.grid}
+        tried = {each: {seed: self.file_of(method, each, seed) for seed in self.tuning} for each in settings}
         return Outcome(method, setting, results, files, tried)
 
     def is_complete(self, method: Method) -> bool:
         """Whether an earlier call has run all that the method's outcome needs."""
-        if not all(is_done(self.file_of(method, setting, seed)) for setting in method.grid for seed in self.tuning):
+        if not all(self._is_tried(method, setting) for setting in method.grid):
             return False
         setting = self.setting_of(method)
         return all(is_done(self.file_of(method, setting, seed)) for seed in self.seeds)

@@ -112,6 +112,8 @@ def parse(
     parser.add_argument("--only", nargs="+", choices=methods, default=default, metavar="METHOD", help=which)
     help_of_tuning = f"seeds, from the first, that settings are compared over on validation; 0: all; default {tuning}"
     parser.add_argument("--tuning-seeds", type=count(0), default=tuning, metavar="N", help=help_of_tuning)
+    help_of_widen = "where a grid of table rates has its best at its end, try the next beyond, up to N; default 0"
+    parser.add_argument("--widen", type=count(0), default=0, metavar="N", help=help_of_widen)
     parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time; default 1")
     if add:
         add(parser)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from keep_results import FOLDERS, KEPT, comparable, driver_defaults
 from study import Method, Study, is_done
+from study_widen import candidates
 
 KINDS = {"run": str, "config": dict, "test": dict, "data_sha256": str, "evaluations": list, "boundaries": list}
 LEFT_OUT = {"by_frequency": "quality by frequency", "hash": "what its map makes collide"}
@@ -27,7 +28,7 @@ def kept_of(study: Study, methods: Sequence[Method], folder: Path) -> dict[Path,
     wanted = {
         study.file_of(method, setting, seed): study.flags_of(method, setting, seed)
         for method in methods
-        for setting in method.grid
+        for setting in (*method.grid, *candidates(method.grid, study.widen))
         for seed in study.seeds
     }
     new = {path: flags for path, flags in wanted.items() if path.stem in runs and not is_done(path)}

@@ -126,7 +126,7 @@ def run_study(
     study = lock = None
     try:
         lock = lock_folder(flags.work)
-        study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read)
+        study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read, flags.widen)
         study.commands = [command_line(sys.argv)]
         outcomes = _carry_out(study, methods, also, prepare, derive, flags.kept)
         text = render(outcomes) if outcomes else ""
