@@ -33,31 +33,37 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
             raise
     more = []
     for outcome in outcomes:
-        for bits in bits_of(outcome.method):
-            method = _method_of(outcome.method, bits)
+        for method in in_fewer_bits(outcome.method):
             files = {seed: study.file_of(method, outcome.setting, seed) for seed in study.seeds}
             results = {seed: result_of(path) for seed, path in files.items()}
             more.append(Outcome(method, outcome.setting, results, files, outcome.tried))
     return more
 
 
-def _method_of(method: Method, bits: int) -> Method:
-    return Method(f"{method.name}-{bits}bit", method.flags, method.grid)
+def in_fewer_bits(method: Method) -> dict[Method, str]:
+    """What a method is called in each number of bits, and the flags that evaluate a saved model of it so."""
+    return {
+        Method(
+            f"{method.name}-{bits}bit", method.flags, method.grid
+        ): f"--inference-only --quantize-emb-with-bit={bits}"
+        for bits in bits_of(method)
+    }
 
 
 def _evaluate(study: Study, outcome: Outcome, seed: int) -> None:
     """All numbers of bits of one run."""
-    wanted = [_method_of(outcome.method, bits) for bits in bits_of(outcome.method)]
-    wanted = [method for method in wanted if not is_done(study.file_of(method, outcome.setting, seed))]
+    wanted = {
+        method: flags
+        for method, flags in in_fewer_bits(outcome.method).items()
+        if not is_done(study.file_of(method, outcome.setting, seed))
+    }
     if not wanted:
         return
     saved = Method(f"{outcome.method.name}-saved", outcome.method.flags)
     model = study.model_of(saved, outcome.setting, seed)
     study.file_of(saved, outcome.setting, seed).unlink(missing_ok=True)  # of a run whose model has gone
     study.run(saved, outcome.setting, seed, f"--save-model={shlex.quote(str(model))}")
-    for method in wanted:
-        bits = method.name.rpartition("-")[2].removesuffix("bit")
-        what = f"--load-model={shlex.quote(str(model))} --inference-only --quantize-emb-with-bit={bits}"
-        study.run(method, outcome.setting, seed, what)
+    for method, flags in wanted.items():
+        study.run(method, outcome.setting, seed, f"--load-model={shlex.quote(str(model))} {flags}")
     shutil.rmtree(model, ignore_errors=True)
     study.file_of(saved, outcome.setting, seed).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from keep_results import FOLDERS, KEPT, comparable, driver_defaults
+from quantized_runs import in_fewer_bits
 from study import Method, Study, is_done
 from study_widen import candidates
 
@@ -25,9 +26,13 @@ def kept_of(study: Study, methods: Sequence[Method], folder: Path) -> dict[Path,
     if study.keep_models:
         raise ValueError(f"--kept={folder}: this study needs its runs' models, and those are not kept")
     runs = read_kept(folder)
+    place = shlex.quote(str(study.work / "model"))
+    every = {method: "" for method in methods}
+    for method in methods:
+        every |= {fewer: f"--load-model={place} {flags}" for fewer, flags in in_fewer_bits(method).items()}
     wanted = {
-        study.file_of(method, setting, seed): study.flags_of(method, setting, seed)
-        for method in methods
+        study.file_of(method, setting, seed): f"{study.flags_of(method, setting, seed)} {more}".strip()
+        for method, more in every.items()
         for setting in (*method.grid, *candidates(method.grid, study.widen))
         for seed in study.seeds
     }

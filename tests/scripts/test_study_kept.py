@@ -201,3 +201,13 @@ def test_the_kept_tables_come_from_the_kept_runs(driven, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["reproduce_mlet_models.py", *words])
     assert reproduce_mlet_models.main() == 0 and not driven
     assert (tmp_path / "work" / "cells.csv").read_text() == (kept / "cells.csv").read_text()
+
+
+def test_models_in_fewer_bits_are_taken_up_without_their_models(tmp_path):
+    import equal_bytes
+
+    base = f"{equal_bytes.BASE} --data-set=criteo-synthetic --synthetic-rows=200000"
+    methods = equal_bytes.methods_of("small", ["single"], 13, [4])
+    found = study_kept.kept_of(Study(base, tmp_path, [1, 2]), methods, ROOT / "results/equal_bytes/synthetic")
+    names = {path.name.partition("--")[0] for path in found}
+    assert {"single.4", "single.4-16bit", "single.4-8bit", "single.4-4bit", "single.64-4bit"} <= names
