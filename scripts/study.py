@@ -200,15 +200,19 @@ class Study:
         self._run_side_by_side(tuning)
         while further := [(each, beyond) for each in self._whole(methods) if (beyond := self.further_setting(each))]:
             wider = [(*each, seed) for seed in self.tuning for each in further]
-            self._clock.expect(self._missing(wider) + len(others) * len(methods))
+            self._clock.expect(self._missing([*wider, *self._rest(methods, others)]))
             self._run_side_by_side(wider, may_give_up=False)
             self._too_far |= {run[:2] for run in wider if run in self.failed}
         if others:
-            tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]
-            rest = [(*each, seed) for seed in others for each in tuned]
+            rest = self._rest(methods, others)
             self._clock.expect(self._missing(rest))
             self._run_side_by_side(rest)
         return [self.outcome(method) for method in self._whole(methods)]
+
+    def _rest(self, methods: Sequence[Method], seeds: Sequence[int]) -> list[tuple[Method, str, int]]:
+        """Runs of the seeds that do not tune."""
+        tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]
+        return [(*each, seed) for seed in seeds for each in tuned]
 
     def _missing(self, runs: Sequence[tuple[Method, str, int]]) -> int:
         return sum(not is_done(path) for path in {self.file_of(*run) for run in runs})
