@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import study_kept  # noqa: E402
 from mlet_tables import chosen_rate  # noqa: E402
 from study import Method, Study  # noqa: E402
-from study_widen import RATE, beyond_the_end, candidates, rate_of  # noqa: E402
+from study_widen import RATE, beyond_the_end, candidates, parts_of  # noqa: E402
 
 GRID = tuple(f"{RATE}={rate}" for rate in (1, 3, 8, 25, 50))
 METHOD = Method("m", "", GRID)
@@ -47,8 +47,8 @@ def study_of(work, peak, widen, limit=math.inf, seeds=(1, 2, 3)):
 def test_a_grid_that_is_widened_often_enough_has_its_best_inside(peak):
     with tempfile.TemporaryDirectory() as work:
         outcome = study_of(work, peak, widen=20).run_all([METHOD])[0]
-    rates = sorted(map(rate_of, outcome.tried))
-    assert rates[0] < rate_of(outcome.setting) < rates[-1] and list(outcome.tried)[:5] == list(GRID)
+    rates = sorted(parts_of(setting)[0] for setting in outcome.tried)
+    assert rates[0] < parts_of(outcome.setting)[0] < rates[-1] and list(outcome.tried)[:5] == list(GRID)
     assert set(outcome.tried) <= {*GRID, *candidates(GRID, 20)} and "end" not in chosen_rate(outcome)
 
 
@@ -82,14 +82,20 @@ def test_kept_runs_beyond_the_grid_are_taken_up_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "grid",
-    [("",), (f"{RATE}=2",), (f"{RATE}=1 --emb-l2=0", f"{RATE}=2 --emb-l2=0"), ("--fal=log", "--fal=root")],
-    ids=["none", "one", "more-than-a-rate", "no-rate"],
+    "grid", [("",), (f"{RATE}=2",), ("--fal=log", "--fal=root"), (f"{RATE}=1 --emb-l2=0", f"{RATE}=2 --emb-l2=1")]
 )
-def test_grids_that_are_not_rates_alone_stay(grid):
+def test_grids_that_are_no_rates_stay(grid):
     assert beyond_the_end(grid, grid[0]) is None and candidates(grid, 3) == []
 
 
 def test_a_best_that_is_inside_stays_and_steps_are_those_of_the_grid():
     assert beyond_the_end(GRID, GRID[2]) is None
     assert (beyond_the_end(GRID, GRID[0]), beyond_the_end(GRID, GRID[-1])) == (f"{RATE}=0.333", f"{RATE}=100")
+
+
+def test_a_rate_is_at_the_end_of_those_that_share_its_other_flags():
+    grid = (f"{RATE}=1 --counts=a", f"{RATE}=10 --counts=a", f"{RATE}=10 --counts=b", f"{RATE}=50 --counts=b")
+    assert beyond_the_end(grid, grid[1]) == f"{RATE}=100 --counts=a"
+    assert beyond_the_end(grid, grid[2]) == f"{RATE}=2 --counts=b"
+    ends = ("0.1 --counts=a", "100 --counts=a", "2 --counts=b", "250 --counts=b")
+    assert candidates(grid, 1) == [f"{RATE}={end}" for end in ends]
