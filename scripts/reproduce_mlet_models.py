@@ -10,7 +10,7 @@ from mlet_study import read_flags, run, widths_report
 # recipe -> widths, by scale
 GRIDS = {
     "smoke": {"single": (2, 4, 8), "mlet-64": (2,)},
-    "small": {"single": (2, 4, 16, 64), "mlet-64": (2, 4), "fixed-w2-64": (4,)},
+    "small": {"single": (2, 4, 16, 64), "mlet-64": (2, 4), "fixed-w2-64": (2, 4)},
     "paper": {
         "single": (4, 8, 16, 32, 64, 128),
         "mlet-32": (4, 8, 16),

@@ -14,7 +14,7 @@
 #
 #   scale   runs a model  minutes a model (2 cores)              memory   disk
 #   smoke     20          2, 20,000 generated rows               0.7 GB   20 MB
-#   small    175          10 on 80,000 Criteo rows               0.9 GB   30 MB + 20 kB a run
+#   small    200          12 on 80,000 Criteo rows               0.9 GB   30 MB + 20 kB a run
 #   paper    450          a run hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # Results: WORK (reproduce_mlet_models_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, widths.png (needs matplotlib). A restart goes on where it was
