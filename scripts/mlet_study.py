@@ -59,6 +59,7 @@ def run(
     at: Mapping[str, Sequence[str]],
     show: Show,
     name: str = "table",
+    needs: str = "",
 ) -> int:
     """Run the cells that the command line names, and show them all.
 
@@ -69,6 +70,7 @@ def run(
         at: recipes that are not run at both rates, and at which they are.
         show: Markdown of the cells that there are.
         name: of the table; one that is not "table" writes its own numbers.
+        needs: see `run_study`.
     """
     optimizer, dense = optimizer_of(flags, models), dense_of(flags)
     every = cells(models, grid, at)
@@ -93,6 +95,7 @@ def run(
         also=[method[cell] for cell in every if cell not in wanted],
         read=as_the_authors if flags.preset == "authors" else result_of,
         table_name=f"{name}.md",
+        needs=needs,
     )
 
 

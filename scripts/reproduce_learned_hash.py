@@ -16,7 +16,6 @@ import numpy as np
 from collisions import likeness
 from study import AUTHORS_BASE, ROOT, Method, Outcome, Study
 from study_flags import count, data_flags, parse
-from study_kept import need
 from study_pictures import picture
 from study_report import difference, run_study, spread
 
@@ -81,7 +80,6 @@ def numbers(outcome: Outcome, alike: float = math.nan) -> dict[str, float | str 
     """One line of cells.csv; collisions are means over the tables that have a map, weighted by nothing."""
     method, budget, rows = name_of(outcome)
     results = list(outcome.results.values())
-    need(results, "hash")
     report = [each for result in results for each in (result["hash"] or {}).values()]
     mean = {key: statistics.mean(each[key] for each in report) if report else 0.0 for key in COLLISIONS}
     auc, ne = outcome.values("auc"), outcome.values("ne")
@@ -176,6 +174,7 @@ def main() -> int:
         compare_collisions,
         prepare=write_planted if flags.dataset == "synthetic" else None,
         also=[cell for cell in cells(choices, sorted({*BUDGETS, *flags.budgets})) if cell not in wanted],
+        needs="hash",
     )
 
 

@@ -16,7 +16,6 @@ from mlet_tables import Found, quality_table
 from paired_difference import interval
 from rare_items import COLUMNS, RARE_IDS, RAREST, Row, check_comparable, compare, counts_text, read_runs
 from rare_pictures import draw
-from study_kept import need
 from study_report import gap_text
 
 # recipe -> widths, by scale
@@ -124,7 +123,6 @@ def write_bins(rows: Sequence[tuple[Cell, Row]], path: Path) -> None:
 
 def rare_report(every: Sequence[Cell], found: Found, flags: argparse.Namespace) -> str:
     """A section a model, width and rate."""
-    need([result for outcome in found.values() for result in outcome.results.values()], "by_frequency")
     text, of_all = [f"Measured on {place_of(found, flags)}.", ""], []
     if len({cell.model for cell in found}) > 1:
         text += ["### On average over the models", "", average_table(found), ""]
@@ -153,7 +151,7 @@ def main() -> int:
     if lacks:
         print(f"error: differences need {lacks}", file=sys.stderr)
         return 2
-    return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report, "rare_items")
+    return run(flags, GRIDS[flags.scale], flags.models, AT, rare_report, "rare_items", "by_frequency")
 
 
 if __name__ == "__main__":

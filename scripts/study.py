@@ -209,6 +209,11 @@ class Study:
             self._run_side_by_side(rest)
         return [self.outcome(method) for method in self._whole(methods)]
 
+    def results_there(self, methods: Sequence[Method]) -> list[dict]:
+        """Of the methods' runs that are done."""
+        runs = ((method, setting, seed) for method in methods for setting in method.grid for seed in self.seeds)
+        return [result_of(path) for path in {self.file_of(*run) for run in runs} if is_done(path)]
+
     def _rest(self, methods: Sequence[Method], seeds: Sequence[int]) -> list[tuple[Method, str, int]]:
         """Runs of the seeds that do not tune."""
         tuned = [(method, self.setting_of(method)) for method in self._whole(methods)]

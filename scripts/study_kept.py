@@ -130,8 +130,8 @@ def commands_with(own: str, folder: Path) -> list[str]:
 
 
 def need(results: Sequence[dict], key: str) -> None:
-    """Raises ValueError where a result lacks what is left out of those that are kept."""
-    if any(key not in result for result in results):
+    """Raises ValueError where a result lacks what is left out of those that are kept; before others are made."""
+    if key and any(key not in result for result in results):
         raise ValueError(
             f"{LEFT_OUT[key]} is not kept in results/, and this table needs it: name a new --work, without --kept"
         )

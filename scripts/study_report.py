@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from metrics_table import result_of  # noqa: E402
 from paired_difference import interval  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
-from study_kept import commands_with, kept_of, take_up  # noqa: E402
+from study_kept import commands_with, kept_of, need, take_up  # noqa: E402
 from study_origin import command_line, origin  # noqa: E402
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
@@ -103,6 +103,7 @@ def run_study(
     read: Callable[[Path], dict] = result_of,
     keep_models: bool = False,
     table_name: str = "table.md",
+    needs: str = "",
 ) -> int:
     """Run a study and print what comes of it, which is also written to WORK. Returns the exit code.
 
@@ -117,6 +118,7 @@ def run_study(
         headline: what stands above all else.
         read, keep_models: see `Study`.
         table_name: of the file in WORK.
+        needs: what the tables read of each result that is left out of those that are kept, see `study_kept.need`.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
@@ -128,7 +130,7 @@ def run_study(
         lock = lock_folder(flags.work)
         study = Study(base, flags.work, flags.seeds, flags.jobs, keep_models, flags.tuning_seeds, read, flags.widen)
         study.commands = [command_line(sys.argv)]
-        outcomes = _carry_out(study, methods, also, prepare, derive, flags.kept)
+        outcomes = _carry_out(study, methods, also, prepare, derive, flags.kept, needs)
         text = render(outcomes) if outcomes else ""
     except KeyboardInterrupt:
         print("interrupted: what is done stays, and a restart goes on", file=sys.stderr)
@@ -158,9 +160,11 @@ def _carry_out(
     prepare: Callable[[Study], Sequence[Method] | None] | None,
     derive: Derive | None,
     kept: Path | None,
+    needs: str,
 ) -> list[Outcome]:
     """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
     earlier = kept_of(study, [*methods, *also], kept) if kept else {}  # refused before anything is written
+    need([*earlier.values(), *study.results_there([*methods, *also])], needs)
     if kept:
         study.commands = commands_with(study.commands[0], kept)
     done = [method for method in also if study.is_complete(method)]

@@ -184,11 +184,18 @@ def test_studies_that_need_more_than_is_kept_say_so(call, kept, driven, monkeypa
     assert "plain-1 was kept without 'accuracy'" in capsys.readouterr().err
     assert not [path for path in (tmp_path / "w").iterdir() if path.name.startswith("plain")]
 
-    def rare(outcomes):
-        study_kept.need(list(outcomes[0].results.values()), "by_frequency")
 
-    assert run_study(BASE, [PLAIN], flags, rare) == 2
-    assert "quality by frequency is not kept in results/" in capsys.readouterr().err
+def test_what_tables_need_and_is_not_kept_is_said_before_the_other_runs_are_made(
+    call, kept, driven, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["x.py", "train.txt", "--work", str(tmp_path / "w"), "--kept", str(kept)])
+    flags = study_flags.parse("", "1 2 3", ["plain"])
+    driven.clear()
+    for _ in "runs of results/", "runs that an earlier call took up from there":
+        assert run_study(BASE, [PLAIN], flags, str, needs="by_frequency") == 2 and not driven
+        assert "quality by frequency is not kept in results/" in capsys.readouterr().err
+        call("w", "--only", "plain", "--kept", str(kept))
+        flags.kept = None
 
 
 def test_the_kept_tables_come_from_the_kept_runs(driven, monkeypatch, tmp_path):
