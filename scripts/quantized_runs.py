@@ -42,11 +42,9 @@ def quantized(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def in_fewer_bits(method: Method) -> dict[Method, str]:
     """What a method is called in each number of bits, and the flags that evaluate a saved model of it so."""
+    evaluate = "--inference-only --quantize-emb-with-bit"
     return {
-        Method(
-            f"{method.name}-{bits}bit", method.flags, method.grid
-        ): f"--inference-only --quantize-emb-with-bit={bits}"
-        for bits in bits_of(method)
+        Method(f"{method.name}-{bits}bit", method.flags, method.grid): f"{evaluate}={bits}" for bits in bits_of(method)
     }
 
 
