@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -60,12 +61,13 @@ def seed_list(text: str) -> list[int]:
     return seeds
 
 
-def count(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number of at least `least`."""
+def count(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """An argument's type: a whole number of at least `least`, at most `most`."""
+    which = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
 
     def convert(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        if not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {which}")
         return int(text)
 
     return convert
@@ -113,7 +115,7 @@ def parse(
     help_of_tuning = f"seeds, from the first, that settings are compared over on validation; 0: all; default {tuning}"
     parser.add_argument("--tuning-seeds", type=count(0), default=tuning, metavar="N", help=help_of_tuning)
     help_of_widen = "where a grid of table rates has its best at its end, try the next beyond, up to N; default 0"
-    parser.add_argument("--widen", type=count(0), default=0, metavar="N", help=help_of_widen)
+    parser.add_argument("--widen", type=count(0, 9), default=0, metavar="N", help=help_of_widen)
     parser.add_argument("--jobs", type=count(1), default=1, help="runs at a time; default 1")
     if add:
         add(parser)

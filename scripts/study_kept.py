@@ -13,15 +13,16 @@ from study import Method, Study, is_done
 from study_widen import candidates
 
 KINDS = {"run": str, "config": dict, "test": dict, "data_sha256": str, "evaluations": list, "boundaries": list}
+FEW = 3  # flags that a refusal names
 LEFT_OUT = {"by_frequency": "quality by frequency", "hash": "what its map makes collide"}
 
 
-def kept_of(study: Study, methods: Sequence[Method], folder: Path) -> dict[Path, dict]:
+def kept_of(study: Study, methods: Sequence[Method], folder: Path, may_be_none: bool = False) -> dict[Path, dict]:
     """Those of the kept runs that the study would make and has not: file in its folder -> run. Writes nothing.
 
     Raises:
-        ValueError: the folder or a line of it cannot be read, a run was made with other flags, the study needs more
-            of a run than is kept.
+        ValueError: the folder or a line of it cannot be read, it has none of the study's runs (unless that `may_be`
+            so), a run was made with other flags, the study needs more of a run than is kept.
     """
     if study.keep_models:
         raise ValueError(f"--kept={folder}: this study needs its runs' models, and those are not kept")
@@ -36,11 +37,13 @@ def kept_of(study: Study, methods: Sequence[Method], folder: Path) -> dict[Path,
         for setting in (*method.grid, *candidates(method.grid, study.widen))
         for seed in study.seeds
     }
+    if not (may_be_none or any(path.stem in runs for path in wanted)):
+        raise ValueError(f"--kept={folder}: none of its {len(runs)} runs is one of this study's")
     new = {path: flags for path, flags in wanted.items() if path.stem in runs and not is_done(path)}
     defaults = driver_defaults() if new else {}
     for path, flags in new.items():
         if differs := differences(runs[path.stem]["config"], config_of(flags, defaults)):
-            raise ValueError(f"--kept={folder}: {path.stem} was run with other flags ({', '.join(differs)})")
+            raise ValueError(f"--kept={folder}: {path.stem} was run with other flags ({differs})")
     return {path: runs[path.stem] for path in new}
 
 
@@ -114,10 +117,15 @@ def config_of(flags: str, defaults: dict) -> dict:
     return json.loads(json.dumps(comparable(vars(parse_flags([*shlex.split(flags), place])), defaults)))
 
 
-def differences(theirs: dict, ours: dict) -> list[str]:
-    """Names of the flags that differ."""
-    names = dict.fromkeys([*theirs, *ours])
-    return [f"--{name.replace('_', '-')}" for name in names if theirs.get(name) != ours.get(name)]
+def differences(theirs: dict, ours: dict) -> str:
+    """Flags that differ and their values, the data first; nothing where none does."""
+
+    def text(config: dict, name: str) -> str:
+        return f"{config[name]}" if name in config else "default"
+
+    apart = [name for name in dict.fromkeys(["data_set", *theirs, *ours]) if theirs.get(name) != ours.get(name)]
+    named = [f"--{name.replace('_', '-')} {text(theirs, name)}, here {text(ours, name)}" for name in apart[:FEW]]
+    return "; ".join([*named, *([f"and {len(apart) - FEW} more"] if apart[FEW:] else [])])
 
 
 def commands_with(own: str, folder: Path) -> list[str]:

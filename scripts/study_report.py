@@ -18,6 +18,7 @@ from paired_difference import interval  # noqa: E402
 from study import Method, Outcome, Study  # noqa: E402
 from study_kept import commands_with, kept_of, need, take_up  # noqa: E402
 from study_origin import command_line, origin  # noqa: E402
+from study_widen import candidates  # noqa: E402
 
 Derive = Callable[[Study, Sequence[Outcome]], list[Outcome]]
 
@@ -122,8 +123,8 @@ def run_study(
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that the runs are ended too
     base = f"{base} {flags.more}".strip()
-    if not methods and prepare is None:
-        print("error: these arguments leave nothing to run", file=sys.stderr)
+    if refusal := what_is_in_vain(methods, flags, prepare is None):
+        print(f"error: {refusal}", file=sys.stderr)
         return 2
     study = lock = None
     try:
@@ -153,6 +154,15 @@ def run_study(
     return 2 if study.failed else 0
 
 
+def what_is_in_vain(methods: Sequence[Method], flags: argparse.Namespace, are_all: bool) -> str:
+    """What the command line asks for and this study cannot do, as a sentence; nothing if it can do all."""
+    if not methods and are_all:
+        return "these arguments leave nothing to run"
+    if flags.widen and not any(candidates(method.grid, 1) for method in methods):
+        return f"--widen={flags.widen}: no table rate is tuned here"
+    return ""
+
+
 def _carry_out(
     study: Study,
     methods: Sequence[Method],
@@ -163,16 +173,17 @@ def _carry_out(
     needs: str,
 ) -> list[Outcome]:
     """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
+    own = study.commands[0]
     earlier = kept_of(study, [*methods, *also], kept) if kept else {}  # refused before anything is written
     need([*earlier.values(), *study.results_there([*methods, *also])], needs)
     if kept:
-        study.commands = commands_with(study.commands[0], kept)
+        study.commands = commands_with(own, kept)
     done = [method for method in also if study.is_complete(method)]
     study.check_record([*methods, *done])
     study.prepare(methods)
     if prepare:
         more = list(prepare(study) or ())
-        earlier |= kept_of(study, more, kept) if kept else {}
+        earlier |= kept_of(study, more, kept, may_be_none=True) if kept else {}
         methods = [*methods, *more]
     if kept:
         take_up(study, earlier, kept)
@@ -180,6 +191,8 @@ def _carry_out(
         done = [method for method in also if study.is_complete(method)]
     study.check_record([*methods, *done])
     outcomes = study.run_all(methods)
+    if not done:  # this call makes all that is shown
+        study.commands = [own]
     if outcomes:
         outcomes += [study.outcome(method) for method in done]
         outcomes += derive(study, outcomes) if derive else []

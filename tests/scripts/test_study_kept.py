@@ -83,19 +83,22 @@ def test_further_seeds_are_run_beside_them_and_a_restart_needs_no_kept_ones(call
     assert call("more", "--kept", "kept", "--seeds", "1 2 3") == 0
     assert len(driven) == 3 and all("--numpy-rand-seed=3" in flags for flags in driven)
     table = (tmp_path / "more" / "table.md").read_text()
-    assert "bash scripts/x.sh train.txt\nbash scripts/x.sh train.txt --seeds '1 2 3'\n" in table
+    assert "```bash\nbash scripts/x.sh train.txt --seeds '1 2 3'\n```" in table
     assert call("more", "--seeds", "1 2 3") == 0 and not driven
 
 
 def test_methods_that_this_call_does_not_run_are_shown_from_kept_runs(call, kept, driven, tmp_path):
     assert call("part", "--kept", "kept", "--only", "plain") == 0
-    assert not driven and "| tuned |" in (tmp_path / "part" / "table.md").read_text()
+    table = (tmp_path / "part" / "table.md").read_text()
+    assert not driven and "| tuned |" in table
+    assert "bash scripts/x.sh train.txt\nbash scripts/x.sh train.txt --only plain\n" in table
 
 
 def test_runs_with_other_flags_are_refused(call, kept, driven, tmp_path, capsys):
     assert call("other", "--kept", "kept", base=f"{BASE} --loss-function=bce --nepochs=2") == 2
     error = capsys.readouterr().err
-    assert "plain-1 was run with other flags (--loss-function, --nepochs)" in error and error.count("\n") == 1
+    says = "plain-1 was run with other flags (--loss-function default, here bce; --nepochs default, here 2)"
+    assert says in error and error.count("\n") == 1
     assert not driven and not list((tmp_path / "other").glob("*.jsonl"))
     assert call("other") == 0  # what was refused binds nobody
 
@@ -148,6 +151,20 @@ def test_a_damaged_line_is_named_and_nothing_is_taken_up(call, kept, driven, tmp
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not driven
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_the_folder_of_another_study_is_refused(kept, driven, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["x.py", "train.txt", "--work", str(tmp_path / "w"), "--kept", str(kept)])
+    flags = study_flags.parse("", "1 2", ["other"])
+    driven.clear()
+    assert report(BASE, [Method("other")], flags) == 2 and not driven
+    assert f"--kept={kept}: none of its 6 runs is one of this study's" in capsys.readouterr().err
+
+
+def test_of_many_flags_that_differ_the_data_and_few_others_are_named():
+    theirs, ours = {"a": 1, "b": 2, "c": 3, "data_set": "frappe"}, {"data_set": "kaggle", "d": 4}
+    says = "--data-set frappe, here kaggle; --a 1, here default; --b 2, here default; and 2 more"
+    assert study_kept.differences(theirs, ours) == says and study_kept.differences(ours, ours) == ""
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_several_codes_and_machines_are_counted_and_gaps_said():
     assert "Some CPU, 2 cores, 2 threads a run, A GPU, torch 2.13.0 (1 runs)" in text
 
 
-def test_a_table_names_the_commands_of_all_calls(monkeypatch, tmp_path):
+def test_a_table_names_the_call_that_makes_it_or_all_that_it_shows_the_runs_of(monkeypatch, tmp_path):
     """And a restart of the same call is named once."""
 
     def drive(self, flags, _what):
@@ -59,10 +59,15 @@ def test_a_table_names_the_commands_of_all_calls(monkeypatch, tmp_path):
             Path(flags.split("--metrics-file=")[1]).write_text(json.dumps({"event": "result"} | result()) + "\n")
 
     monkeypatch.setattr(Study, "drive", drive)
-    for seeds in ("1", "1 2", "1 2"):
-        monkeypatch.setattr(sys, "argv", ["x.py", "data", "--work", str(tmp_path), "--seeds", seeds])
-        flags = study_flags.parse("", "1", ["a"])
-        assert run_study("--base", [Method("a")], flags, lambda outcomes: "text") == 0
-    calls = ["bash scripts/x.sh data --seeds 1", "bash scripts/x.sh data --seeds '1 2'"]
+
+    def call(name, seeds, *also):
+        monkeypatch.setattr(sys, "argv", ["x.py", "data", "--work", str(tmp_path), "--seeds", seeds, "--only", name])
+        flags = study_flags.parse("", "1", ["a", "b"])
+        methods = [Method(each) for each in also]
+        assert run_study("--base", [Method(name)], flags, lambda outcomes: "text", also=methods) == 0
+        return (tmp_path / "table.md").read_text().partition("```bash\n")[2].partition("\n```")[0].splitlines()
+
+    calls = [f"bash scripts/x.sh data --seeds {seeds} --only {name}" for seeds, name in (("1", "a"), ("'1 2'", "a"))]
+    assert [call("a", seeds) for seeds in ("1", "1 2", "1 2")] == [calls[:1], calls[1:], calls[1:]]
     assert json.loads((tmp_path / study.RECORD).read_text())["commands"] == calls
-    assert "\n".join(calls) in (tmp_path / "table.md").read_text()
+    assert call("b", "1 2", "a") == [*calls, "bash scripts/x.sh data --seeds '1 2' --only b"]

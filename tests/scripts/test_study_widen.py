@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import study_flags  # noqa: E402
 import study_kept  # noqa: E402
 from mlet_tables import chosen_rate  # noqa: E402
 from study import Method, Study  # noqa: E402
+from study_report import run_study  # noqa: E402
 from study_widen import RATE, beyond_the_end, candidates, parts_of  # noqa: E402
 
 GRID = tuple(f"{RATE}={rate}" for rate in (1, 3, 8, 25, 50))
@@ -69,6 +71,24 @@ def test_a_rate_beyond_the_grid_that_fails_costs_the_method_nothing(tmp_path):
     outcome = made.run_all([METHOD])[0]
     assert outcome.setting == f"{RATE}=50" and len(outcome.results) == 3
     assert {(setting, seed) for _, setting, seed in made.failed} == {(f"{RATE}=100", 1), (f"{RATE}=100", 2)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "widen", "says"),
+    [
+        (("",), "1", "--widen=1: no table rate is tuned here"),
+        (GRID, "10", "'10' is not a whole number from 0 to 9"),
+        (GRID, "-1", "'-1' is not a whole number from 0 to 9"),
+    ],
+)
+def test_what_cannot_be_widened_is_one_line(grid, widen, says, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["x.py", "data", "--work", str(tmp_path / "w"), f"--widen={widen}"])
+    try:
+        code = run_study("--base", [Method("m", "", grid)], study_flags.parse("", "1", ["m"]), str)
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2 and says in error and error.count("\n") == 1 and not (tmp_path / "w").exists()
 
 
 def test_kept_runs_beyond_the_grid_are_taken_up_too(tmp_path, monkeypatch):
