@@ -42,7 +42,7 @@ def kept_of(study: Study, methods: Sequence[Method], folder: Path, may_be_none: 
     new = {path: flags for path, flags in wanted.items() if path.stem in runs and not is_done(path)}
     defaults = driver_defaults() if new else {}
     for path, flags in new.items():
-        if differs := differences(runs[path.stem]["config"], config_of(flags, defaults)):
+        if differs := differences(runs[path.stem]["config"], config_of(flags, defaults), defaults):
             raise ValueError(f"--kept={folder}: {path.stem} was run with other flags ({differs})")
     return {path: runs[path.stem] for path in new}
 
@@ -117,14 +117,11 @@ def config_of(flags: str, defaults: dict) -> dict:
     return json.loads(json.dumps(comparable(vars(parse_flags([*shlex.split(flags), place])), defaults)))
 
 
-def differences(theirs: dict, ours: dict) -> str:
+def differences(theirs: dict, ours: dict, defaults: dict) -> str:
     """Flags that differ and their values, the data first; nothing where none does."""
-
-    def text(config: dict, name: str) -> str:
-        return f"{config[name]}" if name in config else "default"
-
     apart = [name for name in dict.fromkeys(["data_set", *theirs, *ours]) if theirs.get(name) != ours.get(name)]
-    named = [f"--{name.replace('_', '-')} {text(theirs, name)}, here {text(ours, name)}" for name in apart[:FEW]]
+    theirs, ours = defaults | theirs, defaults | ours
+    named = [f"--{name.replace('_', '-')} {theirs.get(name)}, here {ours.get(name)}" for name in apart[:FEW]]
     return "; ".join([*named, *([f"and {len(apart) - FEW} more"] if apart[FEW:] else [])])
 
 

@@ -97,7 +97,7 @@ def test_methods_that_this_call_does_not_run_are_shown_from_kept_runs(call, kept
 def test_runs_with_other_flags_are_refused(call, kept, driven, tmp_path, capsys):
     assert call("other", "--kept", "kept", base=f"{BASE} --loss-function=bce --nepochs=2") == 2
     error = capsys.readouterr().err
-    says = "plain-1 was run with other flags (--loss-function default, here bce; --nepochs default, here 2)"
+    says = "plain-1 was run with other flags (--loss-function mse, here bce; --nepochs 1, here 2)"
     assert says in error and error.count("\n") == 1
     assert not driven and not list((tmp_path / "other").glob("*.jsonl"))
     assert call("other") == 0  # what was refused binds nobody
@@ -163,8 +163,10 @@ def test_the_folder_of_another_study_is_refused(kept, driven, monkeypatch, tmp_p
 
 def test_of_many_flags_that_differ_the_data_and_few_others_are_named():
     theirs, ours = {"a": 1, "b": 2, "c": 3, "data_set": "frappe"}, {"data_set": "kaggle", "d": 4}
-    says = "--data-set frappe, here kaggle; --a 1, here default; --b 2, here default; and 2 more"
-    assert study_kept.differences(theirs, ours) == says and study_kept.differences(ours, ours) == ""
+    defaults = {"a": 0, "b": None}
+    says = "--data-set frappe, here kaggle; --a 1, here 0; --b 2, here None; and 2 more"
+    assert study_kept.differences(theirs, ours, defaults) == says
+    assert study_kept.differences(ours, ours, defaults) == ""
 
 
 @pytest.mark.parametrize(
