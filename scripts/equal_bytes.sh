@@ -12,7 +12,7 @@
 #
 #   scale   runs  minutes (2 cores)                                memory   disk
 #   smoke     12  3, 20,000 generated rows; and 12 short ones       0.6 GB   20 MB and a model
-#   small    385  55 on 80,000 Criteo rows; and 660 for the bits    0.8 GB   30 MB and a model a job (100 MB)
+#   small    385  55 on 80,000 Criteo rows; and 700 for the bits    0.8 GB   30 MB and a model a job (100 MB)
 #   paper    385  a run 0.5 to 5 hours at 45.8 million rows on 2 cores: a GPU's days
 #
 # Results: WORK (equal_bytes_SET[_SCALE]_output)/*.jsonl, table.md, cells.csv, bytes.png (needs matplotlib); a restart goes on.

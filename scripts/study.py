@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from metrics_table import result_of  # noqa: E402
-from study_widen import beyond_the_end  # noqa: E402
+from study_widen import beyond_the_end, candidates  # noqa: E402
 from warm_driver import WarmDriver  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,10 +209,14 @@ class Study:
             self._run_side_by_side(rest)
         return [self.outcome(method) for method in self._whole(methods)]
 
+    def runs_of(self, methods: Sequence[Method]) -> list[tuple[Method, str, int]]:
+        """All that the methods may come to, beyond the ends of their grids too."""
+        settings = [(each, setting) for each in methods for setting in (*each.grid, *candidates(each.grid, self.widen))]
+        return [(*each, seed) for each in settings for seed in self.seeds]
+
     def results_there(self, methods: Sequence[Method]) -> list[dict]:
         """Of the methods' runs that are done."""
-        runs = ((method, setting, seed) for method in methods for setting in method.grid for seed in self.seeds)
-        return [result_of(path) for path in {self.file_of(*run) for run in runs} if is_done(path)]
+        return [result_of(path) for path in {self.file_of(*run) for run in self.runs_of(methods)} if is_done(path)]
 
     def _rest(self, methods: Sequence[Method], seeds: Sequence[int]) -> list[tuple[Method, str, int]]:
         """Runs of the seeds that do not tune."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from keep_results import FOLDERS, KEPT, comparable, driver_defaults
 from quantized_runs import in_fewer_bits
 from study import Method, Study, is_done
-from study_widen import candidates
 
 KINDS = {"run": str, "config": dict, "test": dict, "data_sha256": str, "evaluations": list, "boundaries": list}
 FEW = 3  # flags that a refusal names
@@ -32,10 +31,7 @@ def kept_of(study: Study, methods: Sequence[Method], folder: Path, may_be_none: 
     for method in methods:
         every |= {fewer: f"--load-model={place} {flags}" for fewer, flags in in_fewer_bits(method).items()}
     wanted = {
-        study.file_of(method, setting, seed): f"{study.flags_of(method, setting, seed)} {more}".strip()
-        for method, more in every.items()
-        for setting in (*method.grid, *candidates(method.grid, study.widen))
-        for seed in study.seeds
+        study.file_of(*run): f"{study.flags_of(*run)} {every[run[0]]}".strip() for run in study.runs_of(list(every))
     }
     if not (may_be_none or any(path.stem in runs for path in wanted)):
         raise ValueError(f"--kept={folder}: none of its {len(runs)} runs is one of this study's")
@@ -136,7 +132,7 @@ def commands_with(own: str, folder: Path) -> list[str]:
 
 def need(results: Sequence[dict], key: str) -> None:
     """Raises ValueError where a result lacks what is left out of those that are kept; before others are made."""
-    if key and any(key not in result for result in results):
+    if any(key not in result for result in results):
         raise ValueError(
             f"{LEFT_OUT[key]} is not kept in results/, and this table needs it: name a new --work, without --kept"
         )

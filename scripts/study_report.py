@@ -175,7 +175,8 @@ def _carry_out(
     """All runs, and what is derived from them; none if no method came to its end. Arguments as in `run_study`."""
     own = study.commands[0]
     earlier = kept_of(study, [*methods, *also], kept) if kept else {}  # refused before anything is written
-    need([*earlier.values(), *study.results_there([*methods, *also])], needs)
+    if needs:
+        need([*earlier.values(), *study.results_there([*methods, *also])], needs)
     if kept:
         study.commands = commands_with(own, kept)
     done = [method for method in also if study.is_complete(method)]

@@ -73,6 +73,12 @@ def test_a_rate_beyond_the_grid_that_fails_costs_the_method_nothing(tmp_path):
     assert {(setting, seed) for _, setting, seed in made.failed} == {(f"{RATE}=100", 1), (f"{RATE}=100", 2)}
 
 
+def test_runs_beyond_the_grid_are_among_those_that_are_there(tmp_path):
+    study_of(tmp_path, 0.01, widen=2).run_all([METHOD])
+    there = study_of(tmp_path, 0.01, widen=2).results_there([METHOD])
+    assert len(there) == 7 * 2 + 1  # what a table needs is looked for in these
+
+
 @pytest.mark.parametrize(
     ("grid", "widen", "says"),
     [
